@@ -1,0 +1,138 @@
+"""Layer inputs → moments: one forward pass sums up what every layer of a model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from nesskit.errors import AdaptationError, SpectrumError
+from nesskit.layers import adaptable_layers
+from nesskit.spectrum import Moment
+
+# Patches of a convolution are k_h · k_w times larger than its input: they are made for this many values at a time.
+PATCH_BUFFER_VALUES = 2**23
+
+
+@torch.no_grad()
+def collect_moments(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[str] | None = None,
+    augment_bias: bool = False,
+) -> dict[str, Moment]:
+    """The moments of every layer's inputs, from one forward pass in evaluation mode.
+
+    Args:
+        model: any module; it comes back in the mode it was in.
+        batches: what the model is called with: tensors, tuples of positional or dicts of keyword arguments.
+        layers: names of Linear and Conv2d layers; None: every one that :func:`nesskit.adapt` can adapt.
+        augment_bias: give layers with a bias one more input that is always 1 (d + 1 instead of d).
+
+    Returns:
+        For each layer's name its :class:`Moment`, on the device of the layer. A linear layer contributes every
+        position of every sample, a convolution every output position; ``count`` is samples × positions. The groups of a
+        convolution are pooled. A layer that was never called has count 0.
+
+    Raises:
+        AdaptationError: a name is no Linear or Conv2d layer of the model.
+        SpectrumError: a layer saw NaN or infinite inputs; says which.
+    """
+    chosen = adaptable_layers(model) if layers is None else {name: _layer(model, name) for name in layers}
+    moments = {}
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        for name, layer in chosen.items():
+            augment = augment_bias and layer.bias is not None
+            moments[name] = Moment(layer.weight[0].numel() + augment, layer.weight.device)
+            hook = layer.register_forward_pre_hook(_updating(moments[name], name, augment), with_kwargs=True)
+            stack.callback(hook.remove)
+        for batch in batches:
+            _call(model, batch)
+    return moments
+
+
+def layer_inputs(layer: nn.Linear | nn.Conv2d, x: Tensor, augment: bool = False) -> Iterator[tuple[Tensor, int]]:
+    """The input vectors that ``layer`` multiplies its weight with, for its input ``x``, in pieces of bounded size.
+
+    Yields:
+        ((n, d) rows, count): the rows of one piece and how many samples × positions they are. They differ for a
+        convolution with groups, where each position contributes one row a group.
+    """
+    pieces = _patches(layer, x) if isinstance(layer, nn.Conv2d) else [(x.reshape(-1, x.shape[-1]), None)]
+    for rows, count in pieces:
+        if augment:
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+        yield rows, len(rows) if count is None else count
+
+
+def _patches(layer: nn.Conv2d, x: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """im2col in pieces: rows (samples · positions · groups, C_in/groups · k_h · k_w), as the weight is laid out."""
+    x = _pad(layer, x if x.ndim == 4 else x.unsqueeze(0))
+    samples = max(1, PATCH_BUFFER_VALUES // (x[0].numel() * layer.kernel_size[0] * layer.kernel_size[1]))
+    for piece in x.split(samples):
+        columns = F.unfold(piece, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
+        n, _, positions = columns.shape
+        rows = columns.view(n, layer.groups, -1, positions).permute(0, 3, 1, 2)
+        yield rows.reshape(n * positions * layer.groups, -1), n * positions
+
+
+def _pad(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """``x`` padded as the layer pads it, whatever the amount and the mode."""
+    if layer.padding == "valid":
+        return x
+    if layer.padding == "same":
+        totals = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    else:
+        sides = [(amount, amount) for amount in layer.padding]  # type: ignore[misc]
+    amounts = [amount for side in reversed(sides) for amount in side]  # F.pad starts with the last axis
+    return F.pad(x, amounts, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+
+
+def _updating(moment: Moment, name: str, augment: bool) -> Callable[..., None]:
+    """A hook that adds the input of a layer to ``moment``."""
+
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        try:
+            for rows, count in layer_inputs(layer, x, augment):
+                moment.update(rows, count)
+        except SpectrumError as error:
+            raise SpectrumError(f"layer '{name}': {error}") from error
+
+    return hook
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode restored after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
+    module = dict(model.named_modules(remove_duplicate=False)).get(name)
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        known = ", ".join(adaptable_layers(model)) or "none"
+        raise AdaptationError(f"'{name}' is no Linear or Conv2d layer of the model; its layers are {known}")
+    return module
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    if isinstance(batch, Mapping):
+        model(**batch)
+    elif isinstance(batch, tuple | list):
+        model(*batch)
+    else:
+        model(batch)

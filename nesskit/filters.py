@@ -1,0 +1,261 @@
+"""Spectral filters: which directions of a layer's input space a new task may use, and how much.
+
+A filter gives every direction a weight in [0, 1]: 1 is free, 0 is forbidden. The hard ones free the ``null_rank``
+directions of smallest singular value and nothing else. On the command line and in records a filter is written as
+``name:value`` (``frobenius:0.03``); :func:`parse_filter` and ``str(filter)`` convert.
+
+Notation: σ₁ ≥ … ≥ σ_d are the singular values of the old inputs I, u_i their directions.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from nesskit.errors import SettingsError, SpectrumError, UnknownNameError
+
+if TYPE_CHECKING:  # this module stays free of torch: the command line imports it to print its help
+    from torch import Tensor
+
+    from nesskit.spectrum import Spectrum
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What some filters need to know beside the spectrum.
+
+    Attributes:
+        weight: (d_out, d) the layer's weight W before the new task.
+        update: (d_out, d) a direction D in which the new task would change it, for example its gradient. Only the
+            direction counts, not the length.
+    """
+
+    weight: Tensor
+    update: Tensor
+
+
+class Filter(ABC):
+    """Contract of all filters; each is a frozen dataclass whose fields are its numbers."""
+
+    name: ClassVar[str]
+    needs_probe: ClassVar[bool] = False
+
+    @abstractmethod
+    def weights(self, spectrum: Spectrum, probe: Probe | None = None) -> Tensor:
+        """(d,) weights in [0, 1], in the order of ``spectrum`` (descending σ)."""
+
+    def __str__(self) -> str:
+        values = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+        return ":".join([self.name, *(str(value) for value in values)])
+
+
+class HardFilter(Filter):
+    """A filter that frees the directions of the smallest singular values and forbids the others."""
+
+    @abstractmethod
+    def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
+        """r, how many of the smallest directions are free (0 … d)."""
+
+    def weights(self, spectrum: Spectrum, probe: Probe | None = None) -> Tensor:
+        """1 for the ``null_rank`` smallest directions, 0 for the others."""
+        weights = spectrum.singular_values.new_zeros(len(spectrum))
+        weights[len(spectrum) - self.null_rank(spectrum, probe) :] = 1
+        return weights
+
+
+class _Threshold(HardFilter):
+    """Frees every direction whose singular value is at most a cut."""
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        _require_positive("eps", self.eps)
+
+    @abstractmethod
+    def cut(self, spectrum: Spectrum) -> float:
+        """The largest singular value that still counts as small."""
+
+    def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
+        """How many singular values lie at or under the cut."""
+        return int((spectrum.singular_values <= self.cut(spectrum)).sum())
+
+
+@dataclass(frozen=True)
+class FrobeniusThreshold(_Threshold):
+    """σ_i ≤ ε ‖I‖_F, the rule of the paper's text (Eq. 5)."""
+
+    name = "frobenius"
+    eps: float
+
+    def cut(self, spectrum: Spectrum) -> float:
+        """ε √(Σ σ²)."""
+        return self.eps * spectrum.frobenius_norm
+
+
+@dataclass(frozen=True)
+class NuclearThreshold(_Threshold):
+    """σ_i ≤ ε Σ σ, the rule of the authors' code; the published ε₁ belong to this one."""
+
+    name = "nuclear"
+    eps: float
+
+    def cut(self, spectrum: Spectrum) -> float:
+        """ε Σ σ."""
+        return self.eps * spectrum.nuclear_norm
+
+
+@dataclass(frozen=True)
+class RelativeThreshold(_Threshold):
+    """σ_i ≤ ε σ₁, the usual rule for a numerical null space."""
+
+    name = "relative"
+    eps: float
+
+    def cut(self, spectrum: Spectrum) -> float:
+        """ε σ₁."""
+        return self.eps * float(spectrum.singular_values[0])
+
+
+@dataclass(frozen=True)
+class EnergyThreshold(HardFilter):
+    """GPM's rule (Saha et al. 2021, k-rank criterion): forbid the fewest directions that hold ``share`` of Σ σ²."""
+
+    name = "energy"
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise SettingsError(f"share must lie in (0, 1], got {self.share}")
+
+    def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
+        """d - k for the smallest k with Σ_{i ≤ k} σ_i² ≥ share · Σ σ²."""
+        energy = spectrum.singular_values.square().cumsum(0)
+        occupied = int((energy < self.share * energy[-1]).sum()) + 1
+        return len(spectrum) - occupied if energy[-1] > 0 else len(spectrum)
+
+
+@dataclass(frozen=True)
+class FixedRank(HardFilter):
+    """Frees the ``rank`` smallest directions, whatever their singular values."""
+
+    name = "rank"
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.rank != int(self.rank):
+            raise SettingsError(f"rank must be a whole number of at least 0, got {self.rank}")
+
+    def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
+        """``rank``; an error if the layer has fewer directions."""
+        if self.rank > len(spectrum):
+            raise SpectrumError(
+                f"rank {self.rank} is out of range: this layer has {len(spectrum)} directions (0 … {len(spectrum)})"
+            )
+        return self.rank
+
+
+@dataclass(frozen=True)
+class SoftFilter(Filter):
+    """w_i = 1 / (1 + σ_i²/τ²), the exact minimiser of ‖D - X‖_F² + ‖X I‖_F²/τ² over updates X.
+
+    ``scale`` says what τ is measured in: ``"absolute"`` (as σ itself) or ``"frobenius"`` (as a share of ‖I‖_F).
+    """
+
+    name = "soft"
+    tau: float
+    scale: Literal["absolute", "frobenius"] = "absolute"
+
+    def __post_init__(self) -> None:
+        _require_positive("tau", self.tau)
+        if self.scale not in ("absolute", "frobenius"):
+            raise UnknownNameError("scale", self.scale, ["absolute", "frobenius"])
+
+    def weights(self, spectrum: Spectrum, probe: Probe | None = None) -> Tensor:
+        """1 / (1 + σ²/τ²); all ones where nothing was seen in any direction."""
+        tau = self.tau * (spectrum.frobenius_norm if self.scale == "frobenius" else 1.0)
+        if tau == 0:
+            return spectrum.singular_values.new_ones(len(spectrum))
+        return 1 / (1 + (spectrum.singular_values / tau).square())
+
+
+@dataclass(frozen=True)
+class InterferenceBudget(HardFilter):
+    """The largest rank at which an update as long as the weight moves the layer's old outputs by at most ``budget``.
+
+    With D the probe's direction scaled to ‖D‖_F = ‖W‖_F, the r smallest directions move the outputs by
+    ‖D U_r U_rᵀ I‖_F² = Σ_{i in the r smallest} σ_i² ‖D u_i‖², and the outputs themselves measure
+    ‖W I‖_F² = Σ σ_i² ‖W u_i‖². The rule frees the most directions with ‖D U_r U_rᵀ I‖_F ≤ budget · ‖W I‖_F: a budget
+    that means the same in every layer.
+    """
+
+    name = "budget"
+    needs_probe = True
+    budget: float
+
+    def __post_init__(self) -> None:
+        _require_positive("budget", self.budget)
+
+    def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
+        """The largest r within the budget; needs a probe."""
+        if probe is None:
+            raise SpectrumError(
+                "InterferenceBudget needs the layer's weight and an update direction: pass probe=Probe(weight, update)"
+            )
+        d = len(spectrum)
+        directions, sigma_squared = spectrum.directions, spectrum.singular_values.square()
+        if probe.weight.shape[-1] != d or probe.update.shape != probe.weight.shape:
+            raise SpectrumError(
+                f"the probe's weight {tuple(probe.weight.shape)} and update {tuple(probe.update.shape)} "
+                f"must both be (d_out, {d})"
+            )
+        weight_energy = (probe.weight.detach().to(directions) @ directions).square().sum(0)
+        update_energy = (probe.update.detach().to(directions) @ directions).square().sum(0)
+        if not update_energy.sum() > 0:
+            return d  # the task does not push this layer at all: whatever it may do costs nothing
+        update_energy = update_energy * (weight_energy.sum() / update_energy.sum())
+        interference = (sigma_squared * update_energy).flip(0).cumsum(0)  # entry r-1: the r smallest directions
+        allowed = self.budget**2 * (sigma_squared * weight_energy).sum()
+        return int((interference <= allowed).sum())
+
+
+FILTERS: dict[str, type[Filter]] = {
+    rule.name: rule
+    for rule in (
+        FrobeniusThreshold,
+        NuclearThreshold,
+        RelativeThreshold,
+        EnergyThreshold,
+        FixedRank,
+        SoftFilter,
+        InterferenceBudget,
+    )
+}
+
+
+def parse_filter(text: str) -> Filter:
+    """The filter that ``text`` names, for example ``frobenius:0.03`` or ``soft:0.01:frobenius``.
+
+    Raises:
+        UnknownNameError: no such rule; says which is nearest.
+        SettingsError: a number is missing, superfluous, not a number or out of range.
+    """
+    name, *values = text.split(":")
+    if name not in FILTERS:
+        raise UnknownNameError("filter", name, FILTERS)
+    rule = FILTERS[name]
+    expected = [field.name for field in fields(rule)]  # type: ignore[arg-type]
+    example = f"{name}:{'10' if rule is FixedRank else '0.01'}"
+    if not 1 <= len(values) <= len(expected):
+        raise SettingsError(f"filter '{text}' needs a value for {expected[0]}, for example {example}")
+    try:
+        number = int(values[0]) if rule is FixedRank else float(values[0])
+    except ValueError:
+        raise SettingsError(f"filter '{text}': '{values[0]}' is not a number; write for example {example}") from None
+    return rule(number, *values[1:])  # type: ignore[call-arg]
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise SettingsError(f"{name} must be a finite number above 0, got {value}")
