@@ -1,1 +1,62 @@
-"""nesskit."""
+"""nesskit: continual learning in the null space.
+
+Learn each new task where old tasks' layer inputs have small singular values (NESS, CPAL 2026), and see why that works.
+Names are imported when they are first used, so ``import nesskit`` costs nothing and loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name -> module it lives in
+_HOMES = {
+    "nesskit.benchmarks": ("BENCHMARKS", "compare", "run"),
+    "nesskit.capture": ("collect_moments",),
+    "nesskit.errors": ("NesskitError",),
+    "nesskit.filters": (
+        "EnergyThreshold",
+        "FixedRank",
+        "FrobeniusThreshold",
+        "InterferenceBudget",
+        "NuclearThreshold",
+        "Probe",
+        "RelativeThreshold",
+        "SoftFilter",
+    ),
+    "nesskit.layers": ("NESSConv2d", "NESSLinear", "adapt", "merge"),
+    "nesskit.methods": ("NESS", "Finetune", "Joint", "Method"),
+    "nesskit.metrics": ("average_accuracy", "backward_transfer", "forgetting", "learning_accuracy"),
+    "nesskit.networks": ("TaskModel", "build_model"),
+    "nesskit.optim": ("SAM",),
+    "nesskit.plots": ("plot_accuracy_matrix", "plot_accuracy_over_time"),
+    "nesskit.records": ("Run", "load_run"),
+    "nesskit.report": ("write_report",),
+    "nesskit.settings": ("NESSSettings", "NetworkSettings", "TrainingSettings"),
+    "nesskit.spectrum": ("LayerProfile", "Moment", "Spectrum"),
+    "nesskit.streams": ("load_stream",),
+    "nesskit.streams.base": ("Examples", "Normalisation", "Task", "TaskStream"),
+    "nesskit.training": ("Limits", "fit"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from nesskit.benchmarks import BENCHMARKS as BENCHMARKS
+    from nesskit.benchmarks import compare as compare
+    from nesskit.benchmarks import run as run
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'nesskit' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

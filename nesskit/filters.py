@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nesskit.errors import SettingsError, SpectrumError, UnknownNameError
@@ -48,7 +49,7 @@ class Filter(ABC):
 
     def __str__(self) -> str:
         values = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
-        return ":".join([self.name, *(str(value) for value in values)])
+        return ":".join([self.name, *map(_text, values)])
 
 
 class HardFilter(Filter):
@@ -65,7 +66,7 @@ class HardFilter(Filter):
         return weights
 
 
-class _Threshold(HardFilter):
+class Threshold(HardFilter):
     """Frees every direction whose singular value is at most a cut."""
 
     eps: float
@@ -74,48 +75,56 @@ class _Threshold(HardFilter):
         _require_positive("eps", self.eps)
 
     @abstractmethod
+    def scale(self, spectrum: Spectrum) -> float:
+        """What ε is measured in."""
+
     def cut(self, spectrum: Spectrum) -> float:
-        """The largest singular value that still counts as small."""
+        """The largest singular value that still counts as small: ε times the scale."""
+        return self.eps * self.scale(spectrum)
 
     def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
         """How many singular values lie at or under the cut."""
         return int((spectrum.singular_values <= self.cut(spectrum)).sum())
 
+    def eps_to_free(self, spectrum: Spectrum) -> Tensor:
+        """(d,) the ε from which on each direction is free: σ over the scale."""
+        return spectrum.singular_values / (self.scale(spectrum) or 1.0)
+
 
 @dataclass(frozen=True)
-class FrobeniusThreshold(_Threshold):
+class FrobeniusThreshold(Threshold):
     """σ_i ≤ ε ‖I‖_F, the rule of the paper's text (Eq. 5)."""
 
     name = "frobenius"
     eps: float
 
-    def cut(self, spectrum: Spectrum) -> float:
-        """ε √(Σ σ²)."""
-        return self.eps * spectrum.frobenius_norm
+    def scale(self, spectrum: Spectrum) -> float:
+        """‖I‖_F = √(Σ σ²)."""
+        return spectrum.frobenius_norm
 
 
 @dataclass(frozen=True)
-class NuclearThreshold(_Threshold):
+class NuclearThreshold(Threshold):
     """σ_i ≤ ε Σ σ, the rule of the authors' code; the published ε₁ belong to this one."""
 
     name = "nuclear"
     eps: float
 
-    def cut(self, spectrum: Spectrum) -> float:
-        """ε Σ σ."""
-        return self.eps * spectrum.nuclear_norm
+    def scale(self, spectrum: Spectrum) -> float:
+        """‖I‖_* = Σ σ."""
+        return spectrum.nuclear_norm
 
 
 @dataclass(frozen=True)
-class RelativeThreshold(_Threshold):
+class RelativeThreshold(Threshold):
     """σ_i ≤ ε σ₁, the usual rule for a numerical null space."""
 
     name = "relative"
     eps: float
 
-    def cut(self, spectrum: Spectrum) -> float:
-        """ε σ₁."""
-        return self.eps * float(spectrum.singular_values[0])
+    def scale(self, spectrum: Spectrum) -> float:
+        """σ₁."""
+        return float(spectrum.singular_values[0])
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ class FixedRank(HardFilter):
     rank: int
 
     def __post_init__(self) -> None:
-        if self.rank < 0 or self.rank != int(self.rank):
+        if not isinstance(self.rank, Integral) or self.rank < 0:
             raise SettingsError(f"rank must be a whole number of at least 0, got {self.rank}")
 
     def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
@@ -247,13 +256,20 @@ def parse_filter(text: str) -> Filter:
     rule = FILTERS[name]
     expected = [field.name for field in fields(rule)]  # type: ignore[arg-type]
     example = f"{name}:{'10' if rule is FixedRank else '0.01'}"
-    if not 1 <= len(values) <= len(expected):
+    if not values:
         raise SettingsError(f"filter '{text}' needs a value for {expected[0]}, for example {example}")
+    if len(values) > len(expected):
+        raise SettingsError(f"filter '{text}' has too many values; write for example {example}")
     try:
         number = int(values[0]) if rule is FixedRank else float(values[0])
     except ValueError:
         raise SettingsError(f"filter '{text}': '{values[0]}' is not a number; write for example {example}") from None
     return rule(number, *values[1:])  # type: ignore[call-arg]
+
+
+def _text(value: float | str) -> str:
+    """Equal numbers as equal texts, whether they were given as 1 or as 1.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _require_positive(name: str, value: float) -> None:

@@ -21,7 +21,7 @@ def average_accuracy(accuracy: ArrayLike) -> float:
 
 
 def backward_transfer(accuracy: ArrayLike) -> float:
-    """BWT: the mean over earlier tasks of their final minus their first accuracy, in percent points; negative: forgotten."""
+    """BWT: the mean over earlier tasks of final minus first accuracy, in percent points; negative where forgotten."""
     return _mean(backward_transfer_per_task(accuracy))
 
 
@@ -53,7 +53,7 @@ def backward_transfer_per_task(accuracy: ArrayLike) -> Array:
 
 
 def forgetting_per_task(accuracy: ArrayLike) -> Array:
-    """(T - 1,) max over t < T of A[t, i], minus A[T, i], for every task but the last; at worst negative, if it improved."""
+    """(T - 1,) max over t < T of A[t, i], minus A[T, i], for every task but the last; negative where it improved."""
     rows = _reached(accuracy)
     if len(rows) < 2:
         return np.empty(0)
@@ -67,7 +67,7 @@ def learning_accuracy_per_task(accuracy: ArrayLike) -> Array:
 
 
 def transfer_per_task(accuracy: ArrayLike, alone: ArrayLike) -> Array:
-    """(T,) A[i, i] minus the accuracy of a network that was trained on task i alone (Chaudhry et al. 2018, intransigence).
+    """(T,) A[i, i] minus the accuracy of a network trained on task i alone (minus the intransigence of Chaudhry 2018).
 
     Args:
         accuracy: (T, T) percent.

@@ -14,8 +14,8 @@ from nesskit.settings import TrainingSettings
 class SAM(torch.optim.Optimizer):
     """Sharpness-aware minimisation (Foret et al. 2021): descend by the gradient found at the worst point nearby.
 
-    One step evaluates the loss twice: at w for the gradient g, and at w + ρ g/‖g‖₂ for the gradient that is then handed to
-    the base optimizer, back at w (their Eq. 2 and Algorithm 1).
+    One step evaluates the loss twice: at w for the gradient g, and at w + ρ g/‖g‖₂ for the gradient that is then handed
+    to the base optimizer, back at w (their Algorithm 1).
 
     Args:
         params: parameters or parameter groups.
@@ -75,7 +75,7 @@ class SAM(torch.optim.Optimizer):
 def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]], task: int) -> torch.optim.Optimizer:
     """The optimizer of ``settings`` for the parameter ``groups`` of task number ``task`` (0 for the first).
 
-    With ``sam_tasks="first"``, later tasks take plain SGD steps without momentum when sam has none, as the authors' code.
+    With ``sam_tasks="first"``, the later tasks take steps of the base optimizer alone.
     """
     if settings.optimizer == "adam":
         return torch.optim.Adam(groups, lr=settings.lr)

@@ -64,7 +64,7 @@ class Moment:
         Raises:
             SpectrumError: x has another width than d, or holds NaN or infinite values.
         """
-        x = torch.as_tensor(x)
+        x = x if isinstance(x, Tensor) else torch.as_tensor(np.ascontiguousarray(x))  # torch takes no flipped arrays
         if x.ndim != 2 or x.shape[1] != self.dimension:
             raise SpectrumError(f"expected inputs of shape (n, {self.dimension}), got {tuple(x.shape)}")
         x = x.to(self.matrix.device, torch.float64)
@@ -191,8 +191,12 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fix_signs(directions: Tensor) -> Tensor:
-    """Eigenvectors are unique up to sign: make the entry of largest magnitude in each column positive."""
-    rows = directions.abs().argmax(dim=0, keepdim=True)
+    """Eigenvectors are unique up to sign: make the entry of largest magnitude in each column positive.
+
+    Of entries that are as large but for round-off, as in (1, -1)/√2, the first decides.
+    """
+    sizes = directions.abs()
+    rows = (sizes > (1 - 1e-6) * sizes.amax(dim=0)).to(torch.uint8).argmax(dim=0, keepdim=True)
     signs = directions.gather(0, rows).sign()
     return directions * signs
 

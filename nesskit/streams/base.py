@@ -27,6 +27,17 @@ class Normalisation:
     std: tuple[float, ...]
 
 
+def normalise(x: Tensor, normalisation: Normalisation | None) -> Tensor:
+    """See :meth:`Task.normalise`."""
+    scaled = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
+    if normalisation is None:
+        return scaled
+    channels = (-1, *[1] * (x.ndim - 2))
+    mean = torch.tensor(normalisation.mean, device=x.device).view(channels)
+    std = torch.tensor(normalisation.std, device=x.device).view(channels)
+    return (scaled - mean) / std
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """One task of a stream.
@@ -79,14 +90,7 @@ class Task:
 
         Grey images (n, 1, h, w) with a mean and std of three channels become (n, 3, h, w) by broadcasting.
         """
-        scaled = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
-        if self.normalisation is None:
-            return scaled
-        mean, std = (
-            torch.tensor(values, device=x.device).view(-1, *[1] * (x.ndim - 2))
-            for values in (self.normalisation.mean, self.normalisation.std)
-        )
-        return (scaled - mean) / std
+        return normalise(x, self.normalisation)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -1,0 +1,25 @@
+"""Methods by name: one file each, all with the contract of base.py."""
+
+from __future__ import annotations
+
+from nesskit.errors import UnknownNameError
+from nesskit.methods.base import Method
+from nesskit.methods.finetune import Finetune
+from nesskit.methods.joint import Joint
+from nesskit.methods.ness import NESS
+from nesskit.settings import MethodSettings
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (NESS, Finetune, Joint)}
+
+__all__ = ["METHODS", "NESS", "Finetune", "Joint", "Method", "make_method"]
+
+
+def make_method(name: str, settings: MethodSettings | None = None) -> Method:
+    """The method called ``name``, with its default settings unless some are given.
+
+    Raises:
+        UnknownNameError: no method of that name; says which is nearest.
+    """
+    if name not in METHODS:
+        raise UnknownNameError("method", name, METHODS)
+    return METHODS[name](settings)

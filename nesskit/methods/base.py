@@ -1,0 +1,85 @@
+"""The contract between a method and the training loop.
+
+The loop (training.py) owns epochs, batches, the learning rate, checkpoints and evaluation. A method says which parameters
+learn, what one step does, and what it remembers between tasks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from nesskit.networks.task_model import TaskModel
+from nesskit.settings import MethodSettings
+from nesskit.spectrum import LayerProfile
+from nesskit.streams.batches import Batch, TaskData
+
+
+class Method(ABC):
+    """A way of learning one task after another; as it stands, plain training of every weight.
+
+    The loop calls, for every task: ``begin_task``, then ``parameter_groups``; for every epoch ``step`` on each batch, then
+    ``end_epoch``; finally ``end_task``. ``predict`` is called at any time.
+    """
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[MethodSettings]] = MethodSettings
+
+    def __init__(self, settings: MethodSettings | None = None) -> None:
+        self.settings = self.settings_type() if settings is None else settings
+
+    def stages(self, task_count: int) -> list[tuple[int, ...]]:
+        """Which tasks are trained together: one after another unless a method overrides this."""
+        return [(task,) for task in range(task_count)]
+
+    def begin_task(self, model: TaskModel, data: TaskData) -> None:
+        """Prepare ``model`` for the task of ``data``, whose index is 0 for the first."""
+
+    def parameter_groups(self, model: TaskModel, tasks: Sequence[int], weight_decay: float) -> list[dict[str, Any]]:
+        """What learns, as torch optimizers take it: by default the backbone and the heads of ``tasks``."""
+        heads = [p for task in tasks for p in model.heads[task].parameters()]
+        return [{"params": [*model.backbone.parameters(), *heads], "weight_decay": weight_decay}]
+
+    def step(self, model: TaskModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        """One training step on ``batch``; returns its loss, detached."""
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = self.loss(model, batch)
+            loss.backward()
+            return loss
+
+        loss: Tensor = optimizer.step(closure)  # type: ignore[assignment, arg-type]
+        return loss.detach()
+
+    def loss(self, model: TaskModel, batch: Batch) -> Tensor:
+        """What a step minimises: the mean cross-entropy, unless a method adds to it."""
+        return F.cross_entropy(model(batch.x, batch.task), batch.y)
+
+    def end_epoch(self, model: TaskModel) -> None:
+        """Called after the steps of an epoch, before it is validated."""
+
+    def end_task(self, model: TaskModel, data: TaskData) -> Iterable[LayerProfile]:
+        """Called with the task's best weights in place; may return what the task did to each layer."""
+        return ()
+
+    def predict(self, model: TaskModel, x: Tensor, task: int) -> Tensor:
+        """Logits (n, classes) of normalised inputs ``x`` of ``task``."""
+        logits: Tensor = model(x, task)
+        return logits
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that must survive a restart, as tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, model: TaskModel, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`, and give ``model`` the structure that it had (its weights follow after)."""
+
+    def memory_report(self) -> dict[str, int]:
+        """What is kept between tasks, in bytes by name."""
+        return {}

@@ -1,0 +1,245 @@
+"""NESS: learn in the null space of what came before (paper, Section 3 and Algorithm 1).
+
+Four choices make a subspace method. Here: directions come from layer *inputs*; the spectrum is filtered by any filter
+(hard, by default); it is enforced by *reparametrisation*, ΔW = U V; remembered are *moments* or the old *data*.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nesskit.capture import collect_moments
+from nesskit.errors import SpectrumError
+from nesskit.filters import Probe, Threshold
+from nesskit.layers import NESSConv2d, NESSLinear, adapt, adapted_layers, merge
+from nesskit.methods.base import Method
+from nesskit.networks.task_model import TaskModel
+from nesskit.settings import NESSSettings
+from nesskit.spectrum import LayerProfile, Moment, Spectrum, layer_profile
+from nesskit.streams.base import Normalisation, normalise
+from nesskit.streams.batches import TaskData
+
+BATCH = 256  # samples per forward pass when moments or gradients are collected
+
+
+class NullSpaceWarning(UserWarning):
+    """No layer has a free direction: a task can learn nothing but its head."""
+
+
+@dataclass(frozen=True, eq=False)
+class NullSpace:
+    """What one layer may do during the current task.
+
+    Attributes:
+        spectrum: of the layer's old inputs, as the task found them.
+        weights: (d,) the filter's weight of each direction; 1 for the free and 0 for the others if the filter is hard.
+        count: how many old inputs there were.
+    """
+
+    spectrum: Spectrum
+    weights: Tensor
+    count: int
+
+    @property
+    def basis(self) -> Tensor:
+        """(d, r) the columns √w_i u_i with w_i > 0; U_t itself for a hard filter.
+
+        Under gradient descent on V the weight's gradient is then filtered by U diag(w) Uᵀ.
+        """
+        kept = self.weights > 0
+        return self.spectrum.directions[:, kept] * self.weights[kept].sqrt()
+
+    @property
+    def largest_free(self) -> float:
+        """σ_j, the largest singular value with a free direction; 0 if none is free."""
+        free = self.spectrum.singular_values[self.weights > 0]
+        return float(free[0]) if len(free) else 0.0
+
+
+class NESS(Method):
+    """Every task after the first trains V of ΔW = U V, with U frozen in the small directions of all earlier inputs."""
+
+    name = "ness"
+    settings_type = NESSSettings
+    settings: NESSSettings
+
+    def __init__(self, settings: NESSSettings | None = None) -> None:
+        super().__init__(settings)
+        self.moments: dict[str, Moment] = {}  # of all earlier tasks; stays empty with memory="data"
+        self.old_inputs: list[tuple[Tensor, Normalisation | None]] = []  # one entry a task; memory="data" only
+        self.spaces: dict[str, NullSpace] = {}  # by layer, during a task after the first
+        self._frozen: list[nn.Parameter] = []
+
+    def begin_task(self, model: TaskModel, data: TaskData) -> None:
+        """Freeze the backbone and open the null space of everything seen so far (nothing to do for task 1)."""
+        moments = self._remembered_moments(model)
+        if not moments:
+            return
+        rule = self.settings.filter
+        probes = self._probes(model, data, list(moments)) if rule.needs_probe else {}
+        for name, moment in moments.items():
+            spectrum = moment.spectrum()
+            self.spaces[name] = NullSpace(spectrum, rule.weights(spectrum, probes.get(name)), moment.count)
+        if not any(space.weights.any() for space in self.spaces.values()):
+            warnings.warn(self._nothing_free(data.index), NullSpaceWarning, stacklevel=2)
+        self._adapt(model)
+
+    def parameter_groups(self, model: TaskModel, tasks: Sequence[int], weight_decay: float) -> list[dict[str, Any]]:
+        """Task 1: every weight. Later: V of every adapted layer, and the task's head without any constraint."""
+        if not self.spaces:
+            return super().parameter_groups(model, tasks, weight_decay)
+        decay = self.settings.coefficient_decay
+        coefficients = [layer.coefficients for layer in adapted_layers(model.backbone).values()]
+        heads = [p for task in tasks for p in model.heads[task].parameters()]
+        return [
+            {"params": coefficients, "weight_decay": weight_decay if decay is None else decay},
+            {"params": heads, "weight_decay": weight_decay},
+        ]
+
+    def end_epoch(self, model: TaskModel) -> None:
+        """Keep ‖V‖₂ ≤ √ε/σ_j exactly, where that is asked for (Eq. 8, for any rule: σ_j is the largest free σ)."""
+        if self.settings.stability is None:
+            return
+        for name, layer in adapted_layers(model.backbone).items():
+            largest_free = self.spaces[name].largest_free
+            if largest_free > 0:
+                cap_spectral_norm_(layer.coefficients.data, math.sqrt(self.settings.stability) / largest_free)
+
+    def end_task(self, model: TaskModel, data: TaskData) -> Iterable[LayerProfile]:
+        """Fold the updates into the weights, then remember what the layers see of this task."""
+        profiles = [self._profile(model, name, data.index) for name in self.spaces]
+        merge(model.backbone)
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen, self.spaces = [], {}
+        if self.settings.memory == "data":
+            self.old_inputs.append((data.train.x, data.normalisation))
+        else:
+            new = self._collect(model, [(data.train.x, data.normalisation)])
+            self.moments = {name: self.moments[name] + m if name in self.moments else m for name, m in new.items()}
+        return profiles
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory, and inside a task its null spaces: bases are restored, never computed again."""
+        return {
+            "moments": {name: moment.state_dict() for name, moment in self.moments.items()},
+            "old_inputs": [(x, n and [list(n.mean), list(n.std)]) for x, n in self.old_inputs],
+            "spaces": {
+                name: (space.spectrum.singular_values, space.spectrum.directions, space.weights, space.count)
+                for name, space in self.spaces.items()
+            },
+        }
+
+    def load_state_dict(self, model: TaskModel, state: Mapping[str, Any]) -> None:
+        """Restore the memory; inside a task, adapt ``model`` with the saved bases."""
+        device = next(model.parameters()).device
+        self.moments = {name: Moment.from_state_dict(m, device) for name, m in state["moments"].items()}
+        self.old_inputs = [
+            (x.to(device), n and Normalisation(tuple(n[0]), tuple(n[1]))) for x, n in state["old_inputs"]
+        ]
+        self.spaces = {
+            name: NullSpace(Spectrum(values, directions), weights, count)
+            for name, (values, directions, weights, count) in state["spaces"].items()
+        }
+        if self.spaces:
+            self._adapt(model)
+
+    def memory_report(self) -> dict[str, int]:
+        """Bytes of moments or of old data."""
+        return {
+            "moments": sum(moment.nbytes for moment in self.moments.values()),
+            "old data": sum(x.nbytes for x, _ in self.old_inputs),
+        }
+
+    def _remembered_moments(self, model: TaskModel) -> dict[str, Moment]:
+        """Moments of all earlier tasks: the sums kept, or computed with today's weights from the data kept."""
+        if self.settings.memory == "data" and self.old_inputs:
+            return self._collect(model, self.old_inputs)
+        return self.moments
+
+    def _collect(self, model: TaskModel, inputs: Sequence[tuple[Tensor, Normalisation | None]]) -> dict[str, Moment]:
+        batches = (normalise(piece, n) for x, n in inputs for piece in x.split(BATCH))
+        augment = self.settings.bias == "augment"
+        moments = collect_moments(model.backbone, batches, self.settings.layers or None, augment)
+        for name, moment in moments.items():
+            if moment.count == 0:
+                raise SpectrumError(
+                    f"layer '{name}' was never called, so its inputs are unknown: "
+                    "leave it out by naming the layers to adapt in NESSSettings(layers=…)"
+                )
+        return moments
+
+    def _adapt(self, model: TaskModel) -> None:
+        """Freeze the backbone and put U V beside every layer that has a free direction."""
+        self._frozen = [p for p in model.backbone.parameters() if p.requires_grad]
+        bases = {name: space.basis for name, space in self.spaces.items()}
+        adapt(model.backbone, {name: basis for name, basis in bases.items() if basis.shape[1]})
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+
+    def _profile(self, model: TaskModel, name: str, task: int) -> LayerProfile:
+        layer, space = model.backbone.get_submodule(name), self.spaces[name]
+        adapted = isinstance(layer, NESSLinear | NESSConv2d)
+        weight = weight_matrix(layer.layer if adapted else layer, self.settings.bias == "augment")
+        update = (layer.basis @ layer.coefficients).T if adapted else torch.zeros_like(weight)
+        rank = layer.basis.shape[1] if adapted else 0
+        return layer_profile(name, task, rank, space.count, space.spectrum, update, weight)
+
+    def _probes(self, model: TaskModel, data: TaskData, names: Sequence[str]) -> dict[str, Probe]:
+        """For each layer its weight and the gradient of the new task's loss: where the task would push first."""
+        layers = {name: model.backbone.get_submodule(name) for name in names}
+        augmented = self.settings.bias == "augment"
+        parameters = [p for layer in layers.values() for p in layer.parameters(recurse=False)]
+        was_training = model.training
+        model.eval()
+        total = [torch.zeros_like(p) for p in parameters]
+        for batch in data.batches(data.train, BATCH):
+            gradients = torch.autograd.grad(self.loss(model, batch) * len(batch.y), parameters)
+            for gradient, new in zip(total, gradients, strict=True):
+                gradient += new
+        model.train(was_training)
+        by_parameter = dict(zip(parameters, total, strict=True))
+        return {
+            name: Probe(
+                weight_matrix(layer, augmented),
+                _matrix([by_parameter[p] for p in layer.parameters(recurse=False)], augmented),
+            )
+            for name, layer in layers.items()
+        }
+
+    def _nothing_free(self, task: int) -> str:
+        """The warning that no layer has a free direction, with the ε₁ that would free some."""
+        rule = self.settings.filter
+        text = f"task {task + 1}: {rule} frees no direction in any layer, so this task can only learn its head."
+        if isinstance(rule, Threshold):
+            spectra = [space.spectrum for space in self.spaces.values()]
+            needed = torch.cat([rule.eps_to_free(spectrum) for spectrum in spectra])
+            shares = ", ".join(f"{float(needed.quantile(share)):.2g} frees {share:.0%}" for share in (0.01, 0.1, 0.5))
+            text += f" Of all directions together, eps = {shares}."
+        return text
+
+
+@torch.no_grad()
+def cap_spectral_norm_(coefficients: Tensor, limit: float) -> None:
+    """Clip the singular values of V (r, d_out) at ``limit``, in place; nothing to do while ‖V‖_F is within it."""
+    if float(torch.linalg.matrix_norm(coefficients)) <= limit:
+        return
+    left, values, right = torch.linalg.svd(coefficients, full_matrices=False)
+    coefficients.copy_(left @ (values.clamp(max=limit).unsqueeze(1) * right))
+
+
+def weight_matrix(layer: nn.Module, augmented: bool) -> Tensor:
+    """The weight as (d_out, d), with the bias as a last column if ``augmented`` and there is one."""
+    return _matrix([p.detach() for p in layer.parameters(recurse=False)], augmented)
+
+
+def _matrix(tensors: Sequence[Tensor], augmented: bool) -> Tensor:
+    weight, *bias = (t.flatten(1) if t.ndim > 1 else t.unsqueeze(1) for t in tensors)
+    return torch.cat([weight, *bias], dim=1) if augmented else weight
