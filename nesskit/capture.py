@@ -63,6 +63,8 @@ def layer_inputs(layer: nn.Linear | nn.Conv2d, x: Tensor, augment: bool = False)
         ((n, d) rows, count): the rows of one piece and how many samples × positions they are. They differ for a
         convolution with groups, where each position contributes one row a group.
     """
+    if x.is_nested:  # what torch's transformer makes of a batch with a padding mask
+        x = torch.cat(x.unbind())
     pieces = _patches(layer, x) if isinstance(layer, nn.Conv2d) else [(x.reshape(-1, x.shape[-1]), None)]
     for rows, count in pieces:
         if augment:

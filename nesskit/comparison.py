@@ -37,7 +37,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One method in a comparison; accuracies in percent, ``*_difference`` = this method minus the reference, per seed."""
+    """One method in a comparison, in percent; a ``*_difference`` is this method minus the reference, seed by seed."""
 
     label: str
     seeds: tuple[int, ...]
@@ -135,7 +135,7 @@ def _settings(run: Run) -> dict[str, Any]:
     """All settings but the seed, flat: ``training.lr`` and so on."""
 
     def flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-        flat = {}
+        flat: dict[str, Any] = {}
         for key, value in values.items():
             flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         return flat

@@ -184,12 +184,19 @@ def adapt(model: Model, bases: Mapping[str, Tensor]) -> Model:
         reason = _obstacle(model, name)
         if reason is not None:
             raise AdaptationError(f"layer '{name}' cannot be adapted: {reason}")
+    names: dict[nn.Module, str] = {}
+    for name in bases:
+        first = names.setdefault(model.get_submodule(name), name)
+        if first != name:
+            raise AdaptationError(
+                f"layer '{name}' cannot be adapted: it is the same module as '{first}', and one module has one basis"
+            )
     adapted: dict[nn.Module, nn.Module] = {}
     try:
         for name, basis in bases.items():
             layer = model.get_submodule(name)
             adapted[layer] = NESSLinear(layer, basis) if isinstance(layer, nn.Linear) else NESSConv2d(layer, basis)  # type: ignore[arg-type]
-    except AdaptationError:
+    except Exception:
         for wrapper in adapted.values():
             wrapper.merged()  # type: ignore[operator]
         raise
@@ -253,13 +260,16 @@ def _obstacle(model: nn.Module, name: str) -> str | None:
         return "it is the frozen part of a NESS layer: merge(model) first"
     if isinstance(parent, nn.MultiheadAttention):
         return "MultiheadAttention uses its weight without calling the layer"
-    if "weight" not in layer._parameters or torch.nn.utils.parametrize.is_parametrized(layer):
-        return "its weight is parametrised (weight or spectral norm, say): remove the parametrisation first"
+    if not {"weight", "bias"} <= layer._parameters.keys() or torch.nn.utils.parametrize.is_parametrized(layer):
+        return "its weight or bias is parametrised (by weight norm or pruning, say): remove the parametrisation first"
     if isinstance(layer.weight, nn.parameter.UninitializedParameter):
         return "its weight has no shape yet: run a batch through the model first"
-    owners = [path for path, module in model.named_modules() if _owns(module, layer.weight) and module is not layer]
-    if owners:
-        return f"its weight is tied to '{owners[0]}', which would not follow"
+    if type(layer).forward not in (nn.Linear.forward, nn.Conv2d.forward):
+        return f"its class {type(layer).__name__} has a forward of its own, which may use the weight in another way"
+    for kind, parameter in layer.named_parameters(recurse=False):
+        owners = [path for path, module in model.named_modules() if _owns(module, parameter) and module is not layer]
+        if owners:
+            return f"its {kind} is tied to '{owners[0]}', which would not follow"
     return None
 
 

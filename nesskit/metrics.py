@@ -43,7 +43,7 @@ def transfer(accuracy: ArrayLike, alone: ArrayLike) -> float:
 def final_accuracy(accuracy: ArrayLike) -> Array:
     """(T,) the last row: accuracy of each task at the end, in percent."""
     rows = _reached(accuracy)
-    return rows[-1] if len(rows) else np.empty(0)
+    return rows[-1].copy() if len(rows) else np.empty(0)
 
 
 def backward_transfer_per_task(accuracy: ArrayLike) -> Array:
@@ -75,11 +75,12 @@ def transfer_per_task(accuracy: ArrayLike, alone: ArrayLike) -> Array:
     """
     learned = learning_accuracy_per_task(accuracy)
     reference = np.asarray(alone, dtype=np.float64)
-    if reference.shape != learned.shape:
+    tasks = len(np.asarray(accuracy))
+    if reference.shape != (tasks,):
         raise NesskitError(
-            f"need one accuracy of a network trained alone for each of {len(learned)} tasks, got {reference.shape}"
+            f"need one accuracy of a network trained alone for each of {tasks} tasks, got shape {reference.shape}"
         )
-    return learned - reference
+    return learned - reference[: len(learned)]
 
 
 def summary(accuracy: ArrayLike) -> dict[str, float]:

@@ -53,12 +53,14 @@ class SAM(torch.optim.Optimizer):
         here = [p.clone() for p in parameters]  # restored exactly: adding and subtracting would leave round-off
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-        for p, g in zip(parameters, gradients, strict=True):
-            p.add_(g * (self.rho / (norm + 1e-12)))
-        with torch.enable_grad():
-            closure()
-        for p, w in zip(parameters, here, strict=True):
-            p.copy_(w)
+        try:
+            for p, g in zip(parameters, gradients, strict=True):
+                p.add_(g * (self.rho / (norm + 1e-12)))
+            with torch.enable_grad():
+                closure()
+        finally:  # also when somebody interrupts: the point nearby is no place to stay
+            for p, w in zip(parameters, here, strict=True):
+                p.copy_(w)
         self.base.step()
         return loss
 

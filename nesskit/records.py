@@ -1,8 +1,8 @@
 """Runs: what they are in memory, and how they lie on disk.
 
-A run folder holds ``record.json`` (settings, environment, results; a person may read it), ``profiles.npz`` (what each
-task did to each layer), ``checkpoint.pt`` (to go on from) and ``events.jsonl``. The first three are written beside their
-place and then renamed onto it, so that a kill or a full disk at any moment leaves the last whole version.
+A run folder holds ``record.json`` (settings, environment, results), ``profiles.npz`` (what each task did to each layer),
+``checkpoint.pt`` (to go on from) and ``events.jsonl``. The first three are written beside their place and then renamed
+onto it, so that a kill or a full disk at any moment leaves the last whole version.
 """
 
 from __future__ import annotations
@@ -183,7 +183,8 @@ class RunFolder:
             lock.acquire()
         except filelock.Timeout:
             raise RunFolderError(
-                f"another process is working on the run in {self.path}: wait for it, stop it, or choose another runs folder"
+                f"another process is working on the run in {self.path}: "
+                "wait for it, stop it, or choose another runs folder"
             ) from None
         try:
             yield
@@ -312,10 +313,8 @@ def pack_profiles(profiles: list[LayerProfile]) -> list[dict[str, Any]]:
 
 def unpack_profiles(packed: list[dict[str, Any]]) -> list[LayerProfile]:
     """What :func:`pack_profiles` was given."""
-    return [
-        LayerProfile(**{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()})
-        for values in packed
-    ]
+    plain = [{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()} for values in packed]
+    return [LayerProfile(**values) for values in plain]  # type: ignore[arg-type]
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -338,7 +337,8 @@ def current_commit() -> str | None:
 
     def git(*command: str) -> str:
         folder = Path(__file__).parent
-        return subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
         tracked = git("ls-files", "__init__.py")  # not so if nesskit is installed inside somebody else's repository

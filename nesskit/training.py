@@ -34,7 +34,7 @@ from nesskit.streams.batches import TaskData
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop early, and how often to save. Limits are no part of a run's settings: a stopped run goes on later."""
+    """When to stop early, and how often to save; no part of a run's settings, so that a stopped run can go on later."""
 
     tasks: int | None = None
     """Stop after this many tasks."""
@@ -58,7 +58,7 @@ class Schedule:
         return valid_loss < self.best_loss
 
     def after(self, valid_loss: float, settings: TrainingSettings) -> Schedule:
-        """The schedule after an epoch: a lower rate once patience runs out, the end once the rate is under its minimum."""
+        """After an epoch: a lower rate when patience runs out, the end when the rate is under its minimum."""
         if self.improves(valid_loss):
             return Schedule(self.lr, valid_loss)
         if not settings.lr_patience or self.bad_epochs + 1 < settings.lr_patience:
@@ -80,7 +80,7 @@ class Stage:
 class Trainer:
     """The state of a run and the generator that advances it.
 
-    Between two events the state is whole: ``state_dict`` may be saved, and a trainer that loads it goes on exactly there.
+    Between two events the state is whole: ``state_dict`` may be saved, and a trainer that loads it goes on right there.
     """
 
     def __init__(
@@ -96,7 +96,8 @@ class Trainer:
         self.model = model.to(device)
         self.stream, self.method, self.settings = stream, method, settings
         self.run, self.seed, self.device = run, seed, device
-        self.stages = method.stages(len(stream))
+        every = range(len(stream))
+        self.stages = [tuple(every)] if method.learns_together else [(task,) for task in every]
         self.stages_done = 0
         self.stage: Stage | None = None
         self.optimizer: torch.optim.Optimizer | None = None
@@ -262,7 +263,7 @@ def fit(
     folder: RunFolder | str | None = None,
     config: Mapping[str, Any] | None = None,
     listeners: Sequence[Listener] = (),
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: Limits = Limits(),
 ) -> Run:
     """Learn the tasks of ``stream`` one after another.
 
@@ -314,8 +315,8 @@ def _continue(trainer: Trainer, folder: RunFolder) -> tuple[str, ...]:
     run.folder = folder.path
     if before is None:
         return ()
-    if before.config != run.config or before.data != run.data:
-        what = "settings" if before.config != run.config else "data"
+    if not same_settings(before.config, run.config) or before.data != run.data:
+        what = "data" if same_settings(before.config, run.config) else "settings"
         raise RunFolderError(
             f"{folder.path} holds a run with other {what}. It was left untouched: choose another runs folder"
         )
@@ -325,10 +326,25 @@ def _continue(trainer: Trainer, folder: RunFolder) -> tuple[str, ...]:
     return older_commit(before)
 
 
+def same_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two configurations mean the same run: all but the name of the preset must agree."""
+    return {**one, "preset": None} == {**other, "preset": None}
+
+
 def older_commit(run: Run) -> tuple[str, ...]:
     """A note if ``run`` was recorded at another commit than the present one."""
     then, now = run.environment.get("commit"), current_commit()
     return () if then == now else (f"recorded at commit {then}, this is {now}",)
+
+
+def finished_run(folder: RunFolder, config: Mapping[str, Any], listeners: Sequence[Listener]) -> Run | None:
+    """The finished run with these settings in ``folder``, announced to ``listeners``; None if there is none."""
+    run = folder.read()
+    if run is None or not run.finished or not same_settings(run.config, config):
+        return None
+    for listener in listeners:
+        listener(RunStarted("finished", len(run.tasks), run.tasks_done, 0, str(folder.path), older_commit(run)))
+    return run
 
 
 def _drive(
@@ -358,9 +374,10 @@ def _drive(
         return ""
 
     epochs_done = trainer.stage.epochs_done if trainer.stage else 0
-    state = "continued" if trainer.stages_done or epochs_done else "new"
-    tell(RunStarted(state, len(run.tasks), run.tasks_done, epochs_done, folder and str(folder.path), notes))
-    if folder is not None and state == "new":
+    continued = bool(trainer.stages_done or epochs_done)
+    path = None if folder is None else str(folder.path)
+    tell(RunStarted("continued" if continued else "new", len(run.tasks), run.tasks_done, epochs_done, path, notes))
+    if folder is not None and not continued:
         folder.write(run)
     run.status, run.status_reason = "finished", ""
     try:
@@ -405,7 +422,7 @@ def _shuffled(
 
 
 def _changing_tensors(model: TaskModel) -> dict[str, Tensor]:
-    """Copies of every tensor that training may change: trainable parameters and the buffers of normalisation layers."""
-    tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """Copies of every tensor that training may change: trainable parameters and buffers of normalisation layers."""
+    tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tensors |= {name: b for name, b in model.named_buffers() if not name.endswith(".basis")}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}

@@ -1,12 +1,11 @@
 """The contract between a method and the training loop.
 
-The loop (training.py) owns epochs, batches, the learning rate, checkpoints and evaluation. A method says which parameters
-learn, what one step does, and what it remembers between tasks.
+The loop (training.py) owns epochs, batches, the learning rate, checkpoints and evaluation. A method says which
+parameters learn, what one step does, and what it remembers between tasks.
 """
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -20,22 +19,20 @@ from nesskit.spectrum import LayerProfile
 from nesskit.streams.batches import Batch, TaskData
 
 
-class Method(ABC):
+class Method:
     """A way of learning one task after another; as it stands, plain training of every weight.
 
-    The loop calls, for every task: ``begin_task``, then ``parameter_groups``; for every epoch ``step`` on each batch, then
-    ``end_epoch``; finally ``end_task``. ``predict`` is called at any time.
+    The loop calls, for every task: ``begin_task``, then ``parameter_groups``; for every epoch ``step`` on each batch,
+    then ``end_epoch``; finally ``end_task``. ``predict`` is called at any time.
     """
 
     name: ClassVar[str]
     settings_type: ClassVar[type[MethodSettings]] = MethodSettings
+    learns_together: ClassVar[bool] = False
+    """Whether all tasks are trained at once, as one stage, instead of one after another."""
 
     def __init__(self, settings: MethodSettings | None = None) -> None:
         self.settings = self.settings_type() if settings is None else settings
-
-    def stages(self, task_count: int) -> list[tuple[int, ...]]:
-        """Which tasks are trained together: one after another unless a method overrides this."""
-        return [(task,) for task in range(task_count)]
 
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
         """Prepare ``model`` for the task of ``data``, whose index is 0 for the first."""

@@ -11,7 +11,4 @@ class Joint(Method):
 
     name = "joint"
     settings_type = JointSettings
-
-    def stages(self, task_count: int) -> list[tuple[int, ...]]:
-        """A single stage of all tasks."""
-        return [tuple(range(task_count))]
+    learns_together = True

@@ -186,10 +186,13 @@ class NESS(Method):
 
     def _profile(self, model: TaskModel, name: str, task: int) -> LayerProfile:
         layer, space = model.backbone.get_submodule(name), self.spaces[name]
-        adapted = isinstance(layer, NESSLinear | NESSConv2d)
-        weight = weight_matrix(layer.layer if adapted else layer, self.settings.bias == "augment")
-        update = (layer.basis @ layer.coefficients).T if adapted else torch.zeros_like(weight)
-        rank = layer.basis.shape[1] if adapted else 0
+        augmented = self.settings.bias == "augment"
+        if isinstance(layer, NESSLinear | NESSConv2d):
+            weight = weight_matrix(layer.layer, augmented)
+            update, rank = (layer.basis @ layer.coefficients).T, layer.basis.shape[1]
+        else:  # no direction was free, so the layer was left as it is
+            weight = weight_matrix(layer, augmented)
+            update, rank = torch.zeros_like(weight), 0
         return layer_profile(name, task, rank, space.count, space.spectrum, update, weight)
 
     def _probes(self, model: TaskModel, data: TaskData, names: Sequence[str]) -> dict[str, Probe]:

@@ -1,0 +1,43 @@
+# make demo, make test and make lab set up everything they need, on any machine with Python 3.11 or newer.
+
+PYTHON ?= python3
+# Where torch comes from, if not from the default package index: make demo TORCH_INDEX=<address>
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup demo test lab clean
+
+help:
+	@echo "make demo    see NESS remember what fine-tuning forgets (about a minute after installation)"
+	@echo "make lab     open the notebooks in JupyterLab"
+	@echo "make test    linters, types and tests"
+	@echo "make setup   install into $(VENV) only"
+	@echo "make clean   remove $(VENV) and caches (runs/ and data/ stay)"
+
+setup: $(INSTALLED)
+
+# torch first and pinned: resolved later, as a dependency, pip might take a build of several gigabytes.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nesskit needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": pass another one with PYTHON=python3.12, say")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m nesskit demo
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab notebooks
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
