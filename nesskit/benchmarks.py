@@ -82,12 +82,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         _digits(
             "split-digits",
             "5 tasks of 2 classes: 0 and 1, 2 and 3, … 8 and 9",
-            NESSSettings(FrobeniusThreshold(0.01)),
+            NESSSettings(FrobeniusThreshold(0.0283)),
         ),
         _digits(
             "rotated-digits",
             "10 tasks of 10 classes: digits turned by 0, 18, … 162 degrees",
-            NESSSettings(FrobeniusThreshold(0.02)),
+            NESSSettings(FrobeniusThreshold(0.0141)),
         ),
     )
 }
@@ -276,7 +276,7 @@ def choose_device(name: str) -> str:
 def _progress(settings: RunSettings, label: str = "") -> list[Listener]:
     from nesskit.progress import progress_listener
 
-    return [progress_listener(f"{label or settings.method}, seed {settings.seed}")]
+    return [progress_listener(f"{label or settings.method}, seed {settings.seed}", per_task=not label)]
 
 
 def _part_of(name: str, parts: Mapping[str, Any]) -> tuple[str, str]:

@@ -51,27 +51,30 @@ class ProgressBar:
 
 
 class PlainLines:
-    """One line when a task has been learned."""
+    """One line when a task has been learned, or only when the whole run has (``per_task=False``)."""
 
-    def __init__(self, label: str, stream: TextIO | None = None) -> None:
-        self.label, self.stream = label, stream or sys.stdout
+    def __init__(self, label: str, stream: TextIO | None = None, per_task: bool = True) -> None:
+        self.label, self.stream, self.per_task = label, stream or sys.stdout, per_task
 
     def __call__(self, event: Event) -> None:
         """Follow one event."""
         if isinstance(event, RunStarted):
             self.tasks = event.tasks
-        elif isinstance(event, TaskFinished):
+        elif isinstance(event, TaskFinished) and self.per_task:
             new, mean = event.accuracy[-1], sum(event.accuracy) / len(event.accuracy)
-            print(
-                f"{self.label}: task {event.task + 1} of {self.tasks} ({event.name}) learned to {new:.1f} %, "
-                f"mean so far {mean:.1f} %, {event.seconds:.1f} s",
-                file=self.stream,
-                flush=True,
+            self._print(
+                f"task {event.task + 1} of {self.tasks} ({event.name}) learned to {new:.1f} %, "
+                f"mean so far {mean:.1f} %, {event.seconds:.1f} s"
             )
+        elif isinstance(event, RunStopped) and event.finished and not self.per_task:
+            self._print(f"ACC {event.average_accuracy:.2f} %, BWT {event.backward_transfer:+.2f} %")
+
+    def _print(self, text: str) -> None:
+        print(f"{self.label}: {text}", file=self.stream, flush=True)
 
 
-def progress_listener(label: str, machine_readable: bool = False) -> Listener:
+def progress_listener(label: str, machine_readable: bool = False, per_task: bool = True) -> Listener:
     """A bar on a terminal or in a notebook, else plain lines (on stderr if stdout is kept for a machine)."""
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
         return ProgressBar(label)
-    return PlainLines(label, sys.stderr if machine_readable else sys.stdout)
+    return PlainLines(label, sys.stderr if machine_readable else sys.stdout, per_task)

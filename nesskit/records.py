@@ -1,8 +1,8 @@
 """Runs: what they are in memory, and how they lie on disk.
 
-A run folder holds ``record.json`` (settings, environment, results), ``profiles.npz`` (what each task did to each layer),
-``checkpoint.pt`` (to go on from) and ``events.jsonl``. The first three are written beside their place and then renamed
-onto it, so that a kill or a full disk at any moment leaves the last whole version.
+A run folder holds ``record.json`` (settings, environment, results), ``profiles.npz`` (what each task did to each
+layer), ``checkpoint.pt`` (to go on from) and ``events.jsonl``. The first three are written beside their place and then
+renamed onto it, so that a kill or a full disk at any moment leaves the last whole version.
 """
 
 from __future__ import annotations
@@ -333,7 +333,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def current_commit() -> str | None:
-    """The commit of the checkout that nesskit is imported from, with ``+changes`` if files differ; None outside of git."""
+    """The commit of the checkout nesskit is imported from, with ``+changes`` if files differ; None outside of git."""
 
     def git(*command: str) -> str:
         folder = Path(__file__).parent

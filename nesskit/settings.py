@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import numbers
 import types
 import typing
 from collections.abc import Mapping
@@ -52,11 +53,11 @@ class TrainingSettings:
     """Samples per batch of an evaluation; matters for accuracies where BatchNorm uses batch statistics."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _require(self, "epochs", self.epochs >= 1, "at least 1")
         _require(self, "batch_size", self.batch_size >= 1, "at least 1")
         _require(self, "evaluation_batch_size", self.evaluation_batch_size >= 1, "at least 1")
-        _require(self, "lr", self.lr > 0 and math.isfinite(self.lr), "above 0")
+        _require(self, "lr", self.lr > 0, "above 0")
         _require(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
         _require(self, "weight_decay", self.weight_decay >= 0, "at least 0")
         _require(self, "lr_factor", 0 < self.lr_factor < 1, "between 0 and 1")
@@ -77,7 +78,8 @@ class NetworkSettings:
     """Whether the layers have biases."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
+        _require(self, "widths", all(width >= 1 for width in self.widths), "at least 1 each")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class NESSSettings(MethodSettings):
     """Names of the layers to adapt; empty: every Linear and Conv2d of the backbone."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         if not isinstance(self.filter, Filter):
             raise SettingsError(f"filter must be a filter such as FrobeniusThreshold(0.03), got {self.filter!r}")
         decay, stability = self.coefficient_decay, self.stability
@@ -145,7 +147,9 @@ class RunSettings:
     tasks: int | None = None
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _require(self, "seed", self.seed >= 0, "at least 0")
+        _require(self, "tasks", self.tasks is None or self.tasks >= 1, "at least 1")
         _require(self, "validation_share", 0 <= self.validation_share < 1, "in [0, 1)")
         if self.training.lr_patience and not self.validation_share:
             raise SettingsError(
@@ -196,8 +200,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _restore(hint: Any, value: Any) -> Any:
-    if isinstance(hint, types.UnionType):
-        hint = next((kind for kind in hint.__args__ if kind is not type(None)), hint)
+    hint = _without_none(hint)
     if hint is Filter and isinstance(value, str):
         return parse_filter(value)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
@@ -212,9 +215,37 @@ def _require(settings: Any, name: str, holds: bool, expected: str) -> None:
         raise SettingsError(f"{name} must be {expected}, got {getattr(settings, name)}")
 
 
-def _check_choices(settings: Any) -> None:
-    """Every field annotated ``Literal[...]`` holds one of its values."""
+def _check_types(settings: Any) -> None:
+    """Every field holds what its annotation says.
+
+    Numbers become plain numbers and lists tuples, so that settings are equal and hash alike however they were written.
+    """
     for name, hint in typing.get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if typing.get_origin(hint) is Literal and value not in hint.__args__:
-            raise UnknownNameError(name, str(value), hint.__args__)
+        value, kind = getattr(settings, name), _without_none(hint)
+        if value is None and kind is not hint:
+            continue
+        if typing.get_origin(kind) is Literal and value not in kind.__args__:
+            raise UnknownNameError(name, str(value), kind.__args__)
+        if typing.get_origin(kind) is tuple:
+            if not isinstance(value, tuple | list):
+                raise SettingsError(f"{name} must be a list, got {value!r}")
+            object.__setattr__(settings, name, tuple(value))
+        if kind in _NUMBERS:
+            expected, description = _NUMBERS[kind]
+            if not isinstance(value, expected) or not math.isfinite(typing.cast(float, value)):
+                raise SettingsError(f"{name} must be {description}, got {value!r}")
+            object.__setattr__(settings, name, kind(value))
+
+
+_NUMBERS: dict[Any, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a finite number"),
+}
+
+
+def _without_none(hint: Any) -> Any:
+    """``float`` for ``float | None``; any other annotation as it is."""
+    if isinstance(hint, types.UnionType):
+        return next((kind for kind in hint.__args__ if kind is not type(None)), hint)
+    return hint

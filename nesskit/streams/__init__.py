@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from nesskit.errors import DataError, UnknownNameError
+from nesskit.streams.fetch import fetch_stream
 
 if TYPE_CHECKING:
     from nesskit.streams.base import TaskStream
@@ -15,7 +16,12 @@ LOADERS = {
     "permuted-digits": "nesskit.streams.digits:permuted_digits",
     "split-digits": "nesskit.streams.digits:split_digits",
     "rotated-digits": "nesskit.streams.digits:rotated_digits",
+    "split-cifar100": "nesskit.streams.images:split_cifar100",
+    "five-datasets": "nesskit.streams.images:five_datasets",
+    "split-miniimagenet": "nesskit.streams.images:split_miniimagenet",
 }
+
+__all__ = ["LOADERS", "fetch_stream", "load_stream"]
 
 
 def load_stream(name: str, seed: int = 0, validation_share: float = 0.0) -> TaskStream:

@@ -73,7 +73,7 @@ class Task:
             raise DataError(f"{where}: there is no sample; every task needs some to train and to test on")
         if y.dtype != torch.int64:
             raise DataError(f"{where}: labels must be int64, got {y.dtype}")
-        if len(y) and not (0 <= int(y.min()) and int(y.max()) < len(self.classes)):
+        if len(y) and not (int(y.min()) >= 0 and int(y.max()) < len(self.classes)):
             raise DataError(
                 f"{where}: labels run from {int(y.min())} to {int(y.max())}, "
                 f"but {len(self.classes)} classes allow 0 … {len(self.classes) - 1}"
@@ -139,7 +139,7 @@ class TaskStream(Sequence[Task]):
 
 
 def split_validation(examples: Examples, share: float) -> tuple[Examples, Examples]:
-    """The last ``share`` of ``examples`` as validation: (train, valid). The examples must be in random order."""
-    count = round(share * len(examples.y))
+    """The last ``share`` of ``examples`` as validation, rounded down: (train, valid). They must be in random order."""
+    count = int(share * len(examples.y))  # rounded down as in the authors' code: 3662 of SVHN's 73257 at 5 %
     cut = len(examples.y) - count
     return Examples(examples.x[:cut], examples.y[:cut]), Examples(examples.x[cut:], examples.y[cut:])

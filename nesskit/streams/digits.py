@@ -1,7 +1,8 @@
 """Three streams on scikit-learn's handwritten digits: 1797 real images of 8 × 8 pixels that need no download.
 
-The recipe: pixels divided by 16, one seeded permutation of the samples, the first 1300 to train and the other 497 to test.
-Data: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998, CC BY 4.0.
+The recipe: pixels divided by 16, one seeded permutation of the samples, the first 1300 to train, the other 497 to test.
+Data: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998,
+CC BY 4.0.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DIGITS = tuple(str(digit) for digit in range(10))
 
 
 def permuted_digits(seed: int, validation_share: float = 0.0, tasks: int = 10) -> TaskStream:
-    """Ten tasks of ten classes: the first shows the digits as they are, each other permutes their pixels in its own way."""
+    """Ten tasks of ten classes: the first shows the digits as they are, each other one permutes the pixels its way."""
 
     def permute(task: int) -> Callable[[Tensor], Tensor]:
         if task == 0:
@@ -33,7 +34,7 @@ def permuted_digits(seed: int, validation_share: float = 0.0, tasks: int = 10) -
 
 
 def rotated_digits(seed: int, validation_share: float = 0.0, tasks: int = 10) -> TaskStream:
-    """Ten tasks of ten classes: task t shows the digits turned by t · 18 degrees (bilinear, corners filled with black)."""
+    """Ten tasks of ten classes: task t shows the digits turned by 18 t degrees (bilinear, with black corners)."""
     angles = [180 * t / tasks for t in range(tasks)]
     return _transformed(
         "rotated-digits",

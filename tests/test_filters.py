@@ -1,0 +1,235 @@
+import numpy as np
+import pytest
+import torch
+
+from nesskit.errors import NesskitError, SettingsError, SpectrumError, UnknownNameError
+from nesskit.filters import (
+    FILTERS,
+    EnergyThreshold,
+    FixedRank,
+    FrobeniusThreshold,
+    InterferenceBudget,
+    NuclearThreshold,
+    Probe,
+    RelativeThreshold,
+    SoftFilter,
+    parse_filter,
+)
+from nesskit.spectrum import Moment, Spectrum
+
+# Σσ² = 30, ‖·‖_F = 5.477, ‖·‖_* = 10
+HAND = Spectrum(torch.tensor([4.0, 3, 2, 1, 0]), torch.eye(5))
+NOTHING_SEEN = Spectrum(torch.zeros(5), torch.eye(5))
+
+rng = np.random.default_rng(0)
+DIRECTIONS = np.linalg.qr(rng.standard_normal((9, 9)))[0]
+GAPS = np.array([100, 30, 10, 3, 1, 0.3, 0.01, 0.003, 0])
+INPUTS = (np.linalg.qr(rng.standard_normal((50, 9)))[0] * GAPS) @ DIRECTIONS.T  # one sample a row
+WEIGHT, UPDATE = rng.standard_normal((2, 4, 9))
+
+
+def spectrum_of(x):
+    moment = Moment(x.shape[1])
+    moment.update(x)
+    return moment.spectrum()
+
+
+@pytest.mark.parametrize(
+    ("rule", "rank"),
+    [
+        (FrobeniusThreshold(0.2), 2),  # cut 1.095
+        (NuclearThreshold(0.2), 3),  # cut 2.0: at the cut counts as small
+        (FrobeniusThreshold(0.37), 3),  # cut 2.027
+        (NuclearThreshold(0.37), 4),  # cut 3.7
+        (RelativeThreshold(0.3), 2),  # cut 1.2
+        (RelativeThreshold(0.5), 3),  # cut 2.0
+        (EnergyThreshold(0.5), 4),  # 16 of 30
+        (EnergyThreshold(0.6), 3),  # 16 are too few, 25 enough
+        (EnergyThreshold(0.9), 2),  # 25 are too few, 29 enough
+        (EnergyThreshold(1.0), 1),
+        (FixedRank(3), 3),
+        (FixedRank(0), 0),
+    ],
+    ids=str,
+)
+def test_hard_rules_free_the_smallest_directions_of_a_hand_worked_spectrum(rule, rank):
+    assert rule.null_rank(HAND) == rank
+    assert rule.weights(HAND).tolist() == [0] * (5 - rank) + [1] * rank
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (FrobeniusThreshold(0.005), lambda s: s <= 0.005 * np.sqrt((s**2).sum())),
+        (FrobeniusThreshold(0.05), lambda s: s <= 0.05 * np.linalg.norm(s)),
+        (NuclearThreshold(0.005), lambda s: s <= 0.005 * np.abs(s).sum()),
+        (NuclearThreshold(0.0005), lambda s: s <= 0.0005 * np.abs(s).sum()),
+        (RelativeThreshold(0.0005), lambda s: s / s.max() <= 0.0005),
+        (EnergyThreshold(0.95), lambda s: np.arange(9) > np.argmax(np.cumsum(s**2) / np.sum(s**2) >= 0.95)),
+        (EnergyThreshold(0.9999), lambda s: np.arange(9) > np.argmax(np.cumsum(s**2) / np.sum(s**2) >= 0.9999)),
+        (FixedRank(4), lambda s: np.arange(9) >= 5),
+    ],
+    ids=str,
+)
+def test_ranks_are_those_of_a_plain_svd_of_the_raw_inputs(rule, expected):
+    rank = int(expected(np.linalg.svd(INPUTS, compute_uv=False)).sum())
+    assert 0 < rank < 9
+    assert rule.null_rank(spectrum_of(INPUTS)) == rank
+
+
+@pytest.mark.parametrize("rule", [FrobeniusThreshold(0.05), NuclearThreshold(0.05), RelativeThreshold(0.05)], ids=str)
+def test_thresholds_do_not_depend_on_the_scale_of_the_inputs(rule):
+    assert rule.null_rank(spectrum_of(1e-4 * INPUTS)) == rule.null_rank(spectrum_of(INPUTS))
+
+
+@pytest.mark.parametrize("rule", [FrobeniusThreshold, NuclearThreshold, RelativeThreshold])
+def test_eps_to_free_is_where_a_direction_becomes_free(rule):
+    needed = float(rule(0.1).eps_to_free(HAND)[1])
+    assert rule(needed * 1.001).null_rank(HAND) == rule(needed * 0.999).null_rank(HAND) + 1 == 4
+
+
+@pytest.mark.parametrize("text", ["frobenius:0.1", "nuclear:0.1", "relative:0.1", "energy:0.9", "soft:1:frobenius"])
+def test_everything_is_free_where_nothing_was_seen(text):
+    assert parse_filter(text).weights(NOTHING_SEEN).tolist() == [1] * 5
+
+
+def test_a_rank_above_the_dimension_is_an_error():
+    with pytest.raises(SpectrumError, match="rank 6 is out of range: this layer has 5"):
+        FixedRank(6).null_rank(HAND)
+
+
+def test_soft_weights_of_a_hand_worked_spectrum():
+    assert SoftFilter(2).weights(HAND).tolist() == pytest.approx([4 / 20, 4 / 13, 1 / 2, 4 / 5, 1])
+    in_frobenius = SoftFilter(2 / 30**0.5, "frobenius").weights(HAND)
+    torch.testing.assert_close(in_frobenius, SoftFilter(2).weights(HAND))
+
+
+def test_soft_filter_is_the_exact_minimiser_of_the_penalised_problem():
+    """The minimiser of ‖D - X‖² + ‖X I‖²/τ² solves X (1 + I Iᵀ/τ²) = D."""
+    tau = 2.0
+    spectrum = spectrum_of(INPUTS)
+    directions = spectrum.directions.numpy()
+    ours = UPDATE @ directions * SoftFilter(tau).weights(spectrum).numpy() @ directions.T
+    exact = np.linalg.solve(np.eye(9) + INPUTS.T @ INPUTS / tau**2, UPDATE.T).T
+    np.testing.assert_allclose(ours, exact, atol=1e-10)
+
+
+@pytest.mark.parametrize("budget", [1e-4, 1e-3, 0.02, 0.2])
+def test_interference_budget_takes_the_last_rank_that_the_raw_inputs_allow(budget):
+    rank = InterferenceBudget(budget).null_rank(spectrum_of(INPUTS), Probe(torch.tensor(WEIGHT), torch.tensor(UPDATE)))
+    assert 0 < rank < 9
+    step = UPDATE * np.linalg.norm(WEIGHT) / np.linalg.norm(UPDATE)
+
+    def interference(r):
+        small = DIRECTIONS[:, 9 - r :]
+        return np.linalg.norm(step @ small @ small.T @ INPUTS.T) / np.linalg.norm(WEIGHT @ INPUTS.T)
+
+    assert interference(rank) <= budget < interference(rank + 1)
+
+
+@pytest.mark.parametrize("length", [1e-6, -1.0, 1e6])
+def test_interference_budget_looks_at_the_direction_of_the_update_only(length):
+    rule, spectrum, weight = InterferenceBudget(0.02), spectrum_of(INPUTS), torch.tensor(WEIGHT)
+    ranks = [rule.null_rank(spectrum, Probe(weight, torch.tensor(UPDATE * factor))) for factor in (1, length)]
+    assert ranks[0] == ranks[1]
+
+
+def test_interference_budget_takes_probes_of_the_models_precision():
+    probe = Probe(torch.tensor(WEIGHT).float().requires_grad_(), torch.tensor(UPDATE).float())
+    assert InterferenceBudget(0.02).weights(spectrum_of(INPUTS), probe).sum() == 5
+
+
+def test_interference_budget_frees_everything_for_a_task_that_pushes_nowhere():
+    probe = Probe(torch.ones(2, 5), torch.zeros(2, 5))
+    assert InterferenceBudget(0.01).null_rank(HAND, probe) == 5
+
+
+def test_interference_budget_refuses_to_work_without_a_probe():
+    with pytest.raises(SpectrumError, match="needs the layer's weight and an update direction"):
+        InterferenceBudget(0.1).weights(HAND)
+
+
+@pytest.mark.parametrize(("weight", "update"), [((2, 4), (2, 4)), ((2, 5), (3, 5))])
+def test_interference_budget_refuses_a_probe_of_another_shape(weight, update):
+    with pytest.raises(SpectrumError, match=r"must both be \(d_out, 5\)"):
+        InterferenceBudget(0.1).null_rank(HAND, Probe(torch.ones(weight), torch.ones(update)))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        FrobeniusThreshold(0.03),
+        NuclearThreshold(1e-5),
+        RelativeThreshold(1 / 3),
+        EnergyThreshold(0.97),
+        EnergyThreshold(1),
+        FixedRank(12),
+        SoftFilter(0.01),
+        SoftFilter(1),
+        SoftFilter(0.5, "frobenius"),
+        InterferenceBudget(0.05),
+    ],
+    ids=str,
+)
+def test_a_filter_is_restored_from_its_text(rule):
+    restored = parse_filter(str(rule))
+    assert restored == rule
+    assert str(restored) == str(rule)
+
+
+def test_every_filter_can_be_named():
+    assert set(FILTERS) == {"frobenius", "nuclear", "relative", "energy", "rank", "soft", "budget"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("frobenius", "needs a value for eps, for example frobenius:0.01"),
+        ("frobenius:", "'' is not a number"),
+        ("frobenius:small", "'small' is not a number"),
+        ("frobenius:0", "eps must be a finite number above 0, got 0.0"),
+        ("rank:2.5", "'2.5' is not a number; write for example rank:10"),
+        ("rank:-1", "rank must be a whole number of at least 0"),
+        ("frobenius:0.1:0.2", "too many values"),
+        ("soft:0.1:frobenius:2", "too many values"),
+    ],
+)
+def test_a_text_that_is_no_filter_is_explained(text, message):
+    with pytest.raises(SettingsError, match=message):
+        parse_filter(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"), [("frobenus:0.1", "frobenius"), ("nuklear:1", "nuclear"), ("soft:1:frob", "frobenius")]
+)
+def test_an_unknown_name_suggests_the_nearest(text, nearest):
+    with pytest.raises(UnknownNameError, match=f"did you mean '{nearest}'"):
+        parse_filter(text)
+
+
+@pytest.mark.parametrize("value", [0, -0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("rule", "field"),
+    [
+        (FrobeniusThreshold, "eps"),
+        (NuclearThreshold, "eps"),
+        (RelativeThreshold, "eps"),
+        (SoftFilter, "tau"),
+        (InterferenceBudget, "budget"),
+        (EnergyThreshold, "share"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(rule, field, value):
+    with pytest.raises(SettingsError, match=f"^{field} must"):
+        rule(value)
+
+
+@pytest.mark.parametrize("value", [-1, 2.5, 2.0, float("nan"), float("inf")])
+def test_a_rank_must_be_a_whole_number(value):
+    with pytest.raises(NesskitError, match="rank must be a whole number"):
+        FixedRank(value)
+
+
+def test_a_share_above_one_is_refused():
+    with pytest.raises(SettingsError, match=r"share must lie in \(0, 1\]"):
+        EnergyThreshold(1.1)

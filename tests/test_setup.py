@@ -1,0 +1,107 @@
+"""What a new machine needs: the same dependencies everywhere, pinned, and an import that costs nothing."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+def requirements():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *project["optional-dependencies"]["test"]]
+
+
+def name_of(requirement):
+    return re.match(r"[\w-]+", requirement)[0]
+
+
+def test_environment_yml_is_equal_to_pyproject_toml():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert conda["channels"] == ["conda-forge"]
+    plain = {item for item in conda["dependencies"] if isinstance(item, str)}
+    ours = {r.replace(name_of(r), CONDA_NAMES.get(name_of(r), name_of(r)), 1) for r in requirements()}
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert plain == ours | {f"python{python}", "pip"}
+
+
+def test_every_dependency_is_pinned():
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().split()}
+    assert {name_of(r).lower() for r in requirements()} <= pinned
+
+
+def test_the_pinned_versions_are_the_ones_tested():
+    import torch
+
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    assert torch.__version__.split("+")[0] == pins["torch"]
+
+
+def in_new_process(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+HEAVY = ("torch", "numpy", "matplotlib", "sklearn", "scipy", "IPython", "ipywidgets", "pooch", "tyro")
+
+
+@pytest.mark.parametrize(
+    "module", ["nesskit", "nesskit.settings", "nesskit.filters", "nesskit.benchmarks", "nesskit.cli"]
+)
+def test_importing_loads_no_torch(module):
+    loaded = in_new_process(f"import sys, {module}; print(*[m for m in {HEAVY} if m in sys.modules])").split()
+    assert "torch" not in loaded
+    if module == "nesskit":
+        assert loaded == []
+
+
+def test_help_loads_no_torch():
+    code = """
+import sys
+from nesskit.cli import main
+try:
+    main(["run", "--help"])
+except SystemExit:
+    print("torch" in sys.modules)
+"""
+    assert in_new_process(code).endswith("False")
+
+
+def test_every_public_name_can_be_imported():
+    import nesskit
+
+    for name in nesskit.__all__:
+        assert getattr(nesskit, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = nesskit.nothing
+
+
+def test_training_needs_nothing_that_a_bare_gpu_machine_lacks(tmp_path):
+    """matplotlib, tyro, pooch, ipywidgets, ipympl, tabulate and jinja2 are hidden; a run must do without them."""
+    hidden = ("matplotlib", "tyro", "pooch", "ipywidgets", "ipympl", "tabulate", "jinja2")
+    code = f"""
+import sys
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {hidden}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hide())
+import nesskit
+print(nesskit.run("split-digits", epochs=1, runs={str(tmp_path)!r}, progress=True).finished)
+"""
+    assert in_new_process(code).endswith("True")
+
+
+def test_pages_and_tables_travel_with_the_package():
+    import importlib.resources
+
+    files = importlib.resources.files("nesskit")
+    assert (files / "py.typed").is_file()
+    assert (files / "templates" / "report.html").is_file()
