@@ -39,10 +39,15 @@ def collect_moments(
         convolution are pooled. A layer that was never called has count 0.
 
     Raises:
-        AdaptationError: a name is no Linear or Conv2d layer of the model.
+        AdaptationError: a name is no Linear or Conv2d layer of the model, or the model has none that can be adapted.
         SpectrumError: a layer saw NaN or infinite inputs; says which.
     """
     chosen = adaptable_layers(model) if layers is None else {name: _layer(model, name) for name in layers}
+    if not chosen:
+        raise AdaptationError(
+            "no layer of this model can be adapted: it needs Linear or Conv2d layers that are not adapted already, "
+            "and must not be wrapped in DataParallel or torch.compile"
+        )
     moments = {}
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model))

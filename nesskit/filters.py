@@ -223,7 +223,8 @@ class InterferenceBudget(HardFilter):
         update_energy = (probe.update.detach().to(directions) @ directions).square().sum(0)
         if not update_energy.sum() > 0:
             return d  # the task does not push this layer at all: whatever it may do costs nothing
-        update_energy = update_energy * (weight_energy.sum() / update_energy.sum())
+        # A layer of zeros has no outputs to keep and no length to measure by: only its exact null space is free then.
+        update_energy = update_energy * ((weight_energy.sum() or 1.0) / update_energy.sum())
         interference = (sigma_squared * update_energy).flip(0).cumsum(0)  # entry r-1: the r smallest directions
         allowed = self.budget**2 * (sigma_squared * weight_energy).sum()
         return int((interference <= allowed).sum())

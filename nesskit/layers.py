@@ -1,6 +1,6 @@
 """The NESS layers: ΔW = U V with a frozen basis U and trainable coefficients V (paper, Section 3.2, Eq. 6).
 
-    U  (d, r)      frozen, orthonormal: directions in which the layer's old inputs are small
+    U  (d, r)      frozen; orthonormal columns, in directions in which the layer's old inputs are small
     V  (r, d_out)  trainable, starts at zero
     ΔW = U V       the update; torch stores weights transposed, so ``weight`` (d_out, d) changes by (U V)ᵀ
 

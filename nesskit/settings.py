@@ -51,6 +51,8 @@ class TrainingSettings:
     """Tasks that sam trains; with first, the later ones take plain sgd steps (as the authors' code does)."""
     evaluation_batch_size: int = 256
     """Samples per batch of an evaluation; matters for accuracies where BatchNorm uses batch statistics."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the training steps; bfloat16 is mixed precision (weights and moments stay float32 and float64)."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -70,12 +72,16 @@ class TrainingSettings:
 class NetworkSettings:
     """Which network learns; every task gets a linear head of its own on top."""
 
-    name: Literal["mlp"] = "mlp"
+    name: Literal["mlp", "alexnet", "resnet18"] = "mlp"
     """Architecture of the backbone that all tasks share."""
     widths: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers (mlp only)."""
     bias: bool = False
-    """Whether the layers have biases."""
+    """Whether the layers have biases (mlp only)."""
+    norm: Literal["batch", "running"] = "batch"
+    """BatchNorm's statistics at test time: of the batch (paper), or running averages that NESS stops after task 1."""
+    stem_stride: Literal[1, 2] = 1
+    """Stride of the first convolution (resnet18 only): 1 for images of 32 × 32, 2 for 84 × 84."""
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -4,7 +4,8 @@ Notation: a layer has seen inputs x₁ … x_N ∈ ℝᵈ, the columns of I (d �
 its singular values σ₁ ≥ … ≥ σ_d. Both come from the small matrix C = I Iᵀ = Σ x xᵀ = U diag(σ²) Uᵀ, which can be summed
 up while the inputs stream by, so that no input has to be kept.
 
-Everything here is float64: squaring I halves the digits, and in float32 every σ below about 3e-4 σ₁ would be noise.
+Everything here is float64: squaring I halves the digits. In float32 every σ below about 3e-4 σ₁ would be noise; here
+every σ below about 1e-7 σ₁ still is, so thresholds under that tell nothing apart.
 """
 
 from __future__ import annotations

@@ -166,13 +166,16 @@ class Trainer:
             group["lr"] = stage.schedule.lr
         place = (self.stages_done, stage.epochs_done)
         shuffle = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", *place))
-        self.model.train()
+        self.method.train_mode(self.model)
         total = torch.zeros((), device=self.device)
+        mixed = self.settings.precision == "bfloat16"
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(self.seed, "noise", *place))  # dropout and whatever else a model draws
             for task_data, rows in _shuffled(data, self.settings.batch_size, shuffle):
                 batch = task_data.batch(task_data.train, rows.to(self.device))
-                total += self.method.step(self.model, batch, self.optimizer) * len(rows)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+                    loss = self.method.step(self.model, batch, self.optimizer)
+                total += loss * len(rows)
         mean = float(total) / sum(len(d.train.y) for d in data)
         if not math.isfinite(mean):
             raise TrainingError(self._diverged(data[-1].index, stage.epochs_done))

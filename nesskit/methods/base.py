@@ -22,8 +22,8 @@ from nesskit.streams.batches import Batch, TaskData
 class Method:
     """A way of learning one task after another; as it stands, plain training of every weight.
 
-    The loop calls, for every task: ``begin_task``, then ``parameter_groups``; for every epoch ``step`` on each batch,
-    then ``end_epoch``; finally ``end_task``. ``predict`` is called at any time.
+    The loop calls, for every task: ``begin_task``, then ``parameter_groups``; for every epoch ``train_mode``, ``step``
+    on each batch, then ``end_epoch``; finally ``end_task``. ``predict`` is called at any time.
     """
 
     name: ClassVar[str]
@@ -41,6 +41,10 @@ class Method:
         """What learns, as torch optimizers take it: by default the backbone and the heads of ``tasks``."""
         heads = [p for task in tasks for p in model.heads[task].parameters()]
         return [{"params": [*model.backbone.parameters(), *heads], "weight_decay": weight_decay}]
+
+    def train_mode(self, model: TaskModel) -> None:
+        """Put ``model`` into training mode."""
+        model.train()
 
     def step(self, model: TaskModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
         """One training step on ``batch``; returns its loss, detached."""

@@ -103,6 +103,14 @@ class NESS(Method):
             {"params": heads, "weight_decay": weight_decay},
         ]
 
+    def train_mode(self, model: TaskModel) -> None:
+        """Training mode; after task 1 without BatchNorm's running averages, which would drift to the newest task."""
+        model.train()
+        if self.spaces:
+            for module in model.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
     def end_epoch(self, model: TaskModel) -> None:
         """Keep ‖V‖₂ ≤ √ε/σ_j exactly, where that is asked for (Eq. 8, for any rule: σ_j is the largest free σ)."""
         if self.settings.stability is None:

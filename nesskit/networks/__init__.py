@@ -6,8 +6,11 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from nesskit.networks.alexnet import AlexNet
 from nesskit.networks.mlp import MLP
+from nesskit.networks.resnet import ResNet18
 from nesskit.networks.task_model import TaskModel
 from nesskit.seeds import derive_seed
 from nesskit.settings import NetworkSettings
@@ -15,7 +18,7 @@ from nesskit.settings import NetworkSettings
 if TYPE_CHECKING:
     from nesskit.streams.base import TaskStream
 
-__all__ = ["MLP", "TaskModel", "build_model"]
+__all__ = ["MLP", "AlexNet", "ResNet18", "TaskModel", "build_model"]
 
 
 def build_model(stream: TaskStream, settings: NetworkSettings | None = None, seed: int = 0) -> TaskModel:
@@ -23,8 +26,18 @@ def build_model(stream: TaskStream, settings: NetworkSettings | None = None, see
 
     Leaves torch's global random state as it was.
     """
-    settings = settings or NetworkSettings()
-    with torch.random.fork_rng():
+    shape = stream[0].input_shape
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "network"))
-        backbone = MLP(math.prod(stream[0].input_shape), settings.widths, settings.bias)
-        return TaskModel(backbone, settings.widths[-1], [len(task.classes) for task in stream])
+        backbone = _backbone(settings or NetworkSettings(), shape)
+        with torch.no_grad():
+            features = backbone.eval()(torch.zeros(2, *shape)).shape[1]
+        return TaskModel(backbone.train(), features, [len(task.classes) for task in stream])
+
+
+def _backbone(settings: NetworkSettings, shape: tuple[int, ...]) -> nn.Module:
+    if settings.name == "alexnet":
+        return AlexNet(settings.norm, shape[0])
+    if settings.name == "resnet18":
+        return ResNet18(settings.norm, stem_stride=settings.stem_stride, channels=shape[0])
+    return MLP(math.prod(shape), settings.widths, settings.bias)

@@ -86,8 +86,8 @@ def _transformed(
     tasks = []
     for index, task_name in enumerate(task_names):
         transform = transform_of(index)
-        parts = (Examples(transform(part.x), part.y) for part in (train, valid, test))
-        tasks.append(Task(task_name, DIGITS, *parts))
+        task_train, task_valid, task_test = (Examples(transform(part.x), part.y) for part in (train, valid, test))
+        tasks.append(Task(task_name, DIGITS, task_train, task_valid, task_test))
     return TaskStream(name, tuple(tasks), checksums)
 
 
