@@ -7,15 +7,16 @@ Names are imported when they are first used, so ``import nesskit`` costs nothing
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
 # public name -> module it lives in
 _HOMES = {
-    "nesskit.benchmarks": ("BENCHMARKS", "compare", "run"),
+    "nesskit.benchmarks": ("BENCHMARKS", "configure"),
     "nesskit.capture": ("collect_moments",),
     "nesskit.errors": ("NesskitError",),
+    "nesskit.experiments": ("compare", "run", "sweep"),
     "nesskit.filters": (
         "EnergyThreshold",
         "FixedRank",
@@ -31,7 +32,7 @@ _HOMES = {
     "nesskit.metrics": ("average_accuracy", "backward_transfer", "forgetting", "learning_accuracy"),
     "nesskit.networks": ("TaskModel", "build_model"),
     "nesskit.optim": ("SAM",),
-    "nesskit.plots": ("plot_accuracy_matrix", "plot_accuracy_over_time"),
+    "nesskit.plots": ("plot_accuracy_matrix", "plot_accuracy_over_time", "plot_final_accuracy"),
     "nesskit.records": ("Run", "load_run"),
     "nesskit.report": ("write_report",),
     "nesskit.settings": ("NESSSettings", "NetworkSettings", "TrainingSettings"),
@@ -43,11 +44,6 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *sorted(_HOME_OF)]
-
-if TYPE_CHECKING:
-    from nesskit.benchmarks import BENCHMARKS as BENCHMARKS
-    from nesskit.benchmarks import compare as compare
-    from nesskit.benchmarks import run as run
 
 
 def __getattr__(name: str) -> Any:

@@ -1,18 +1,17 @@
-"""Benchmarks: a stream, a network and settings that belong together, under one name; and the functions that run them.
+"""Benchmarks: a stream, a network and settings that belong together, under one name.
 
-This module imports no torch until something is run: the command line reads its presets to print help.
+This module imports no torch: the command line reads the presets to print its help.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nesskit.errors import SettingsError, UnknownNameError
-from nesskit.filters import Filter, FrobeniusThreshold, NuclearThreshold
+from nesskit.errors import NesskitError, UnknownNameError
+from nesskit.filters import FrobeniusThreshold, NuclearThreshold
 from nesskit.settings import (
     METHOD_SETTINGS,
     MethodSettings,
@@ -20,14 +19,11 @@ from nesskit.settings import (
     NetworkSettings,
     RunSettings,
     TrainingSettings,
+    flatten,
 )
 
 if TYPE_CHECKING:
-    from nesskit.comparison import Comparison
-    from nesskit.events import Listener
     from nesskit.records import Run
-    from nesskit.sweeps import Sweep
-    from nesskit.training import Limits
 
 DEFAULT_PRESET = "default"
 
@@ -84,9 +80,9 @@ def _paper(
     """A benchmark of the paper with the presets ``paper-sgdm``, ``paper-sam`` and ``text``.
 
     The two paper presets follow the authors' code, to which the published figures belong, wherever it differs from the
-    text: the nuclear threshold, and inputs of old tasks recomputed from kept data. Their SAM run has SAM around plain SGD
-    on task 1 and plain SGD afterwards. ``text`` follows the text: the Frobenius threshold, moments, and the settings
-    ``in_text`` where they differ from the code's.
+    text: the nuclear threshold, and inputs of old tasks recomputed from kept data. Their SAM run has SAM around plain
+    SGD on task 1 and plain SGD afterwards. ``text`` follows the text: the Frobenius threshold, moments, and the
+    settings ``in_text`` where they differ from the code's.
     """
     code = NESSSettings(NuclearThreshold(eps), memory="data")
     sam = dataclasses.replace(training, optimizer="sam", lr=sam_lr, momentum=0.0, sam_tasks="first")
@@ -226,152 +222,40 @@ def get_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def execute(
-    settings: RunSettings,
-    runs: Path | str = "runs",
-    device: str = "auto",
-    limits: Limits | None = None,
-    listeners: Sequence[Listener] = (),
-) -> Run:
-    """Do the run that ``settings`` describe, go on with it, or show it if it is finished.
-
-    It lies in ``runs/<benchmark>/<method>/<seed>-<settings hash>/``.
-
-    Raises:
-        RunFolderError: the folder is in use, damaged, or not a run of ours.
-        TrainingError, DataError: training or data failed; earlier tasks stay on disk.
-    """
-    from nesskit.methods import METHODS
-    from nesskit.networks import build_model
-    from nesskit.records import RunFolder
-    from nesskit.streams import load_stream
-    from nesskit.training import Limits, finished_run, fit
-
-    limits = limits or Limits()
-    method = METHODS[settings.method](settings.options)
-    if limits.tasks is not None and method.learns_together:
-        # Joint training on fewer tasks is no beginning of joint training on all of them: it is another run.
-        settings = dataclasses.replace(settings, tasks=limits.tasks)
-    folder = RunFolder(run_folder(settings, runs))
-    before = finished_run(folder, settings.to_dict(), listeners)
-    if before is not None:
-        return before
-    stream = load_stream(settings.benchmark, settings.seed, settings.validation_share)
-    if settings.tasks is not None:
-        stream = stream.first(settings.tasks)
-    model = build_model(stream, settings.network, settings.seed)
-    return fit(
-        model,
-        stream,
-        method,
-        settings.training,
-        seed=settings.seed,
-        device=choose_device(device),
-        folder=folder,
-        config=settings.to_dict(),
-        listeners=listeners,
-        limits=limits,
-    )
+def remarks(run: Run) -> list[str]:
+    """How a run is less or other than its benchmark with its preset (unfinished, reduced, changed); empty: neither."""
+    found = []
+    if not run.finished:
+        reason = f" ({run.status_reason})" if run.status_reason else ""
+        state = {"running": "unfinished", "stopped": "stopped", "failed": "failed"}[run.status]
+        found.append(f"{state}{reason}, {run.tasks_done} of {len(run.tasks)} tasks learned")
+    if run.config.get("tasks") is not None:
+        found.append(f"reduced to the first {run.config['tasks']} tasks of the benchmark")
+    return found + _changes_from_preset(run)
 
 
-def run(
-    benchmark: str,
-    *,
-    method: str = "ness",
-    preset: str | None = None,
-    seed: int = 0,
-    runs: Path | str = "runs",
-    device: str = "auto",
-    limits: Limits | None = None,
-    progress: bool = True,
-    **changes: Any,
-) -> Run:
-    """Run a benchmark: what ``nesskit run`` does, for Python. See :func:`configure` for ``changes``.
-
-    Example: ``nesskit.run("permuted-digits", method="ness", seed=1, filter=nesskit.NuclearThreshold(0.004))``.
-    """
-    settings = configure(benchmark, method, preset, seed, **changes)
-    return execute(settings, runs, device, limits, _progress(settings) if progress else ())
+def is_reduced(run: Run) -> bool:
+    """Whether a run had less training than its preset asks for: fewer tasks or fewer epochs."""
+    return not run.finished or any(remark.startswith("reduced") for remark in remarks(run))
 
 
-def compare(
-    benchmark: str,
-    methods: Iterable[str],
-    seeds: Iterable[int],
-    *,
-    preset: str | None = None,
-    runs: Path | str = "runs",
-    device: str = "auto",
-    limits: Limits | None = None,
-    progress: bool = True,
-    **changes: Any,
-) -> Comparison:
-    """Run every method with every seed and compare them; runs that are there already are not done again."""
-    from nesskit.comparison import Comparison
-
-    # All settings first: a misspelt method should not be found out after an hour of the others.
-    wanted = [configure(benchmark, method, preset, seed, **changes) for method in methods for seed in seeds]
-    results = [execute(s, runs, device, limits, _progress(s) if progress else ()) for s in wanted]
-    return Comparison.of(results)
-
-
-def sweep(
-    benchmark: str,
-    filters: Iterable[Filter],
-    seeds: Iterable[int],
-    *,
-    preset: str | None = None,
-    validation_share: float = 0.2,
-    runs: Path | str = "runs",
-    device: str = "auto",
-    progress: bool = True,
-    **changes: Any,
-) -> Sweep:
-    """Run NESS with every filter and seed, judged on validation data that is taken from the training examples."""
-    from nesskit.sweeps import Sweep
-
-    if not validation_share:
-        raise SettingsError("a sweep chooses on validation data: validation_share must be above 0")
-    seeds = list(seeds)
-    changes = {**changes, "validation_share": validation_share}
-    wanted = {
-        str(rule): [configure(benchmark, "ness", preset, s, filter=rule, **changes) for s in seeds] for rule in filters
-    }
-    return Sweep.of(
-        {
-            rule: [execute(s, runs, device, listeners=_progress(s, rule) if progress else ()) for s in same]
-            for rule, same in wanted.items()
-        }
-    )
-
-
-def run_folder(settings: RunSettings, runs: Path | str = "runs") -> Path:
-    """Where the run of ``settings`` lies."""
-    return Path(runs) / settings.benchmark / settings.method / f"{settings.seed}-{settings.hash}"
-
-
-def choose_device(name: str) -> str:
-    """``auto`` becomes ``cuda`` where there is a GPU for it, else ``cpu``; other names stay, if torch knows them here.
-
-    Raises:
-        SettingsError: the device does not exist here.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+def _changes_from_preset(run: Run) -> list[str]:
+    """Where the settings differ from the preset that the run names; fewer epochs are called a reduction."""
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(f"device '{name}' cannot be used here ({reason}): use cpu, or auto") from error
-    return name
+        preset = configure(run.config["benchmark"], run.config["method"], run.config["preset"])
+    except (KeyError, NesskitError):  # made by fit() without a benchmark, or by a nesskit with other presets
+        return []
+    expected, found = flatten(preset.to_dict()), []
+    for key, value in flatten(run.config).items():
+        before = expected.get(key, value)
+        if value != before and key not in ("seed", "tasks"):
+            reduction = "reduced, " if key == "training.epochs" and value < before else ""
+            found.append(f"{reduction}{key.rpartition('.')[2]} = {_as_text(value)} (preset: {_as_text(before)})")
+    return found
 
 
-def _progress(settings: RunSettings, label: str = "") -> list[Listener]:
-    from nesskit.progress import progress_listener
-
-    return [progress_listener(f"{label or settings.method}, seed {settings.seed}", per_task=not label)]
+def _as_text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _part_of(name: str, parts: Mapping[str, Any]) -> tuple[str, str]:

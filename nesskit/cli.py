@@ -1,4 +1,4 @@
-"""The command line: ``nesskit run``, ``compare``, ``sweep``, ``report``, ``list`` and ``demo``.
+"""The command line: ``nesskit run``, ``compare``, ``sweep``, ``report`` and the rest; ``nesskit --help`` lists them.
 
 Flags are made from the same dataclasses as the Python settings, by tyro; their defaults are those of the chosen
 benchmark, method and preset, so ``nesskit run permuted-digits --method ness --help`` shows what would be run. torch is
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from nesskit.benchmarks import BENCHMARKS, configure, execute, get_benchmark
+from nesskit.benchmarks import BENCHMARKS, configure, get_benchmark
 from nesskit.errors import NesskitError, SettingsError
+from nesskit.experiments import execute
 from nesskit.filters import FILTERS, Filter, parse_filter
 from nesskit.settings import METHOD_SETTINGS, RunSettings
 
@@ -104,6 +105,9 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., None]]:
         "compare": _compare_command(_peek(arguments)),
         "sweep": sweep,
         "report": report,
+        "fetch": fetch,
+        "table": table,
+        "record": record,
         "list": list_all,
         "demo": demo,
     }
@@ -215,11 +219,11 @@ def sweep(
     """
     from tabulate import tabulate
 
-    from nesskit import benchmarks
+    from nesskit import experiments
     from nesskit.sweeps import parse_grid
 
     rules = [parse_filter(f"{filter}:{value!r}") for value in parse_grid(grid)]
-    result = benchmarks.sweep(
+    result = experiments.sweep(
         benchmark, rules, _numbers(seeds), preset=preset, validation_share=validation_share, runs=runs, device=device
     )
     header, rows = result.table()
@@ -240,6 +244,56 @@ def report(runs: tyro.conf.Positional[list[Path]], output: Path = Path("report.h
     if not runs:
         raise SettingsError("nesskit report needs at least one run folder")
     print(f"report: {write_report([load_run(path) for path in runs], output)}")
+
+
+def fetch(benchmark: tyro.conf.Positional[str]) -> None:
+    """Download and verify the data of a benchmark, or verify what is there.
+
+    Args:
+        benchmark: name of the benchmark, see nesskit list.
+    """
+    from nesskit.streams import fetch_stream
+
+    files = fetch_stream(get_benchmark(benchmark).name)
+    for path in files.values():
+        print(f"verified: {path}")
+    if not files:
+        print(f"{benchmark} needs no download: its data comes with scikit-learn")
+
+
+def table(benchmark: tyro.conf.Positional[str], markdown: bool = False, results: Path | None = None) -> None:
+    """Print recorded runs beside the published figures.
+
+    Args:
+        benchmark: name of the benchmark, see nesskit list.
+        markdown: print a Markdown table.
+        results: folder of recorded runs; default: data/results of the checkout.
+    """
+    from tabulate import tabulate
+
+    from nesskit.results import load_results
+    from nesskit.tables import result_table
+
+    header, rows = result_table(benchmark, load_results(benchmark, results))
+    if markdown:
+        print(tabulate(rows, header, tablefmt="github", disable_numparse=True))
+    else:
+        widths = [18, 18, 18, 12, 8, 10, 14, 12, 30]
+        print(tabulate(rows, header, disable_numparse=True, maxcolwidths=widths, maxheadercolwidths=widths))
+
+
+def record(runs: tyro.conf.Positional[list[Path]], results: Path | None = None) -> None:
+    """Keep runs among the recorded results: small JSON with settings, environment and checksums of the data.
+
+    Args:
+        runs: run folders (those that hold a record.json).
+        results: folder of recorded runs; default: data/results of the checkout.
+    """
+    from nesskit.records import load_run
+    from nesskit.results import record_run
+
+    for path in runs:
+        print(f"recorded: {record_run(load_run(path), results)}")
 
 
 def list_all() -> None:

@@ -6,12 +6,12 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from nesskit.errors import NesskitError
 from nesskit.records import Run
+from nesskit.settings import flatten
 
 
 @dataclass(frozen=True)
@@ -123,24 +123,16 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     """For each run its method, and where a method appears with several settings, what is different about them."""
     labels = []
     for run in runs:
-        settings = _settings(run)
-        others = [_settings(other) for other in runs if other.config["method"] == run.config["method"]]
-        differing = sorted(key for key in settings if any(other.get(key) != settings[key] for other in others))
+        settings = flatten(run.config)
+        others = [flatten(other.config) for other in runs if other.config["method"] == run.config["method"]]
+        differing = sorted(
+            key
+            for key in settings.keys() - {"seed", "preset"}
+            if any(other.get(key) != settings[key] for other in others)
+        )
         details = ", ".join(f"{key.rpartition('.')[2]}={settings[key]}" for key in differing)
         labels.append(f"{run.config['method']} ({details})" if details else str(run.config["method"]))
     return labels
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """All settings but the seed, flat: ``training.lr`` and so on."""
-
-    def flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in values.items():
-            flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        return flat
-
-    return flatten({key: value for key, value in run.config.items() if key not in ("seed", "preset")}, "")
 
 
 def _row(label: str, runs: dict[int, Run], reference: dict[int, Run]) -> MethodRow:

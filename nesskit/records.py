@@ -98,6 +98,12 @@ class Run:
         return metrics.backward_transfer(self.accuracy)
 
     @property
+    def epochs_per_task(self) -> list[int]:
+        """How many epochs each task was trained for (in joint training all of them count for the last)."""
+        trained = [epoch.task for epoch in self.history]
+        return [trained.count(task) for task in range(len(self.tasks))]
+
+    @property
     def finished(self) -> bool:
         """Whether every task of the stream was learned."""
         return self.status == "finished"

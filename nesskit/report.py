@@ -22,10 +22,11 @@ from matplotlib.figure import Figure
 
 import nesskit
 from nesskit import metrics, plots
-from nesskit.benchmarks import BENCHMARKS, configure
+from nesskit.benchmarks import is_reduced, remarks
 from nesskit.comparison import Comparison, Estimate
 from nesskit.errors import NesskitError
 from nesskit.records import Run
+from nesskit.settings import flatten
 from nesskit.spectrum import LayerProfile
 
 Runs = Run | Sequence[Run] | Comparison
@@ -164,7 +165,7 @@ def _contents(comparison: Comparison, title: str | None) -> dict[str, Any]:
         "memory": _memory_table(groups),
         "runs": _runs_table(groups),
         "provenance": [
-            *_value_tables({plots.display_name(k): _flat(runs[0].config) for k, runs in groups.items()}, "Settings"),
+            *_value_tables({plots.display_name(k): flatten(runs[0].config) for k, runs in groups.items()}, "Settings"),
             *_value_tables(_columns(groups, lambda run: run.environment), "Machine and versions"),
             *_value_tables(_columns(groups, lambda run: run.data), "SHA-256 of the data"),
         ],
@@ -273,48 +274,11 @@ def _caveats(groups: Groups) -> list[str]:
     return caveats
 
 
-def remarks(run: Run) -> list[str]:
-    """How a run is less than the whole benchmark with its preset: unfinished, reduced, changed."""
-    found = []
-    if not run.finished:
-        reason = f" ({run.status_reason})" if run.status_reason else ""
-        state = {"running": "unfinished", "stopped": "stopped", "failed": "failed"}[run.status]
-        found.append(f"{state}{reason}, {run.tasks_done} of {len(run.tasks)} tasks learned")
-    if run.config.get("tasks") is not None:
-        found.append(f"reduced to the first {run.config['tasks']} tasks of the benchmark")
-    return found + _changes_from_preset(run)
-
-
 def _mark(runs: list[Run]) -> str:
     """What must stand behind a method's name wherever its numbers stand."""
     if not all(run.finished for run in runs):
         return " (unfinished)"
-    return " (reduced)" if any(remark.startswith("reduced") for run in runs for remark in remarks(run)) else ""
-
-
-def _changes_from_preset(run: Run) -> list[str]:
-    """Where the settings differ from the preset that the run names; fewer epochs are called a reduction."""
-    known = BENCHMARKS.get(run.config.get("benchmark", ""))
-    preset = str(run.config.get("preset"))
-    if known is None or preset not in known.presets:
-        return []
-    found = []
-    paper = known.presets.get("paper")
-    if paper is not None and "paper" not in preset:
-        ours, theirs = known.presets[preset].training.epochs, paper.training.epochs
-        short = f"reduced, preset {preset} trains {ours} epochs a task (paper: {theirs})"
-        found.append(short if ours < theirs else f"preset {preset}, which is not the paper's")
-    try:
-        preset_settings = _flat(configure(known.name, run.config["method"], preset).to_dict())
-    except NesskitError:  # a method that this nesskit does not know
-        return found
-    for key, value in _flat(run.config).items():
-        before = preset_settings.get(key, value)
-        if value != before and key != "tasks":
-            name = key.rpartition(".")[2]
-            reduced = name == "epochs" and value < before
-            found.append(f"{'reduced, ' if reduced else ''}{name} = {_text(value)} (preset: {_text(before)})")
-    return found
+    return " (reduced)" if any(is_reduced(run) for run in runs) else ""
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -551,17 +515,6 @@ def _value_tables(columns: Mapping[str, Mapping[str, Any]], caption: str) -> lis
     if differing:
         tables.append(Table(["name", *columns], differing, f"{caption}: what differs"))
     return tables
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the seed, flat: ``training.lr`` and so on."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{name}": inner for name, inner in _flat(value).items()}
-        elif key != "seed":
-            flat[key] = value
-    return flat
 
 
 def _columns(groups: Groups, values_of: Callable[[Run], Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

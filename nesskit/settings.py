@@ -191,6 +191,14 @@ def to_dict(settings: Any) -> Any:
     return settings
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level: ``training.lr`` and so on."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """The dataclass ``cls`` from the plain values of :func:`to_dict`.
 

@@ -19,9 +19,9 @@ FLOORS = [
     {*HELPERS, "streams", "networks"},
     {"layers", "capture", "metrics", "optim", "events"},
     {"methods", "records"},
-    {"training", "comparison", "progress", "sweeps"},
-    {"benchmarks", "analysis"},
-    {"report", "plots"},
+    {"training", "benchmarks", "comparison", "progress", "results", "sweeps"},
+    {"experiments", "analysis"},
+    {"plots", "report", "tables"},
     {"cli", "widgets", "__main__"},
 ]
 NEIGHBOURS = {

@@ -1,0 +1,171 @@
+"""Experiments: run what settings describe, compare methods, sweep thresholds. What the command line does, for Python.
+
+torch is imported only when something is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nesskit.benchmarks import configure
+from nesskit.errors import SettingsError
+from nesskit.filters import Filter
+from nesskit.settings import RunSettings
+
+if TYPE_CHECKING:
+    from nesskit.comparison import Comparison
+    from nesskit.events import Listener
+    from nesskit.records import Run
+    from nesskit.sweeps import Sweep
+    from nesskit.training import Limits
+
+
+def execute(
+    settings: RunSettings,
+    runs: Path | str = "runs",
+    device: str = "auto",
+    limits: Limits | None = None,
+    listeners: Sequence[Listener] = (),
+) -> Run:
+    """Do the run that ``settings`` describe, go on with it, or show it if it is finished.
+
+    It lies in ``runs/<benchmark>/<method>/<seed>-<settings hash>/``.
+
+    Raises:
+        RunFolderError: the folder is in use, damaged, or not a run of ours.
+        TrainingError, DataError: training or data failed; earlier tasks stay on disk.
+    """
+    from nesskit.methods import METHODS
+    from nesskit.networks import build_model
+    from nesskit.records import RunFolder
+    from nesskit.streams import load_stream
+    from nesskit.training import Limits, finished_run, fit
+
+    limits = limits or Limits()
+    method = METHODS[settings.method](settings.options)
+    if limits.tasks is not None and method.learns_together:
+        # Joint training on fewer tasks is no beginning of joint training on all of them: it is another run.
+        settings = dataclasses.replace(settings, tasks=limits.tasks)
+    folder = RunFolder(run_folder(settings, runs))
+    before = finished_run(folder, settings.to_dict(), listeners)
+    if before is not None:
+        return before
+    stream = load_stream(settings.benchmark, settings.seed, settings.validation_share)
+    if settings.tasks is not None:
+        stream = stream.first(settings.tasks)
+    model = build_model(stream, settings.network, settings.seed)
+    return fit(
+        model,
+        stream,
+        method,
+        settings.training,
+        seed=settings.seed,
+        device=choose_device(device),
+        folder=folder,
+        config=settings.to_dict(),
+        listeners=listeners,
+        limits=limits,
+    )
+
+
+def run(
+    benchmark: str,
+    *,
+    method: str = "ness",
+    preset: str | None = None,
+    seed: int = 0,
+    runs: Path | str = "runs",
+    device: str = "auto",
+    limits: Limits | None = None,
+    progress: bool = True,
+    **changes: Any,
+) -> Run:
+    """Run a benchmark: what ``nesskit run`` does, for Python. See :func:`configure` for ``changes``.
+
+    Example: ``nesskit.run("permuted-digits", method="ness", seed=1, filter=nesskit.NuclearThreshold(0.004))``.
+    """
+    settings = configure(benchmark, method, preset, seed, **changes)
+    return execute(settings, runs, device, limits, _progress(settings) if progress else ())
+
+
+def compare(
+    benchmark: str,
+    methods: Iterable[str],
+    seeds: Iterable[int],
+    *,
+    preset: str | None = None,
+    runs: Path | str = "runs",
+    device: str = "auto",
+    limits: Limits | None = None,
+    progress: bool = True,
+    **changes: Any,
+) -> Comparison:
+    """Run every method with every seed and compare them; runs that are there already are not done again."""
+    from nesskit.comparison import Comparison
+
+    # All settings first: a misspelt method should not be found out after an hour of the others.
+    wanted = [configure(benchmark, method, preset, seed, **changes) for method in methods for seed in seeds]
+    results = [execute(s, runs, device, limits, _progress(s) if progress else ()) for s in wanted]
+    return Comparison.of(results)
+
+
+def sweep(
+    benchmark: str,
+    filters: Iterable[Filter],
+    seeds: Iterable[int],
+    *,
+    preset: str | None = None,
+    validation_share: float = 0.2,
+    runs: Path | str = "runs",
+    device: str = "auto",
+    progress: bool = True,
+    **changes: Any,
+) -> Sweep:
+    """Run NESS with every filter and seed, judged on validation data that is taken from the training examples."""
+    from nesskit.sweeps import Sweep
+
+    if not validation_share:
+        raise SettingsError("a sweep chooses on validation data: validation_share must be above 0")
+    seeds = list(seeds)
+    changes = {**changes, "validation_share": validation_share}
+    wanted = {
+        str(rule): [configure(benchmark, "ness", preset, s, filter=rule, **changes) for s in seeds] for rule in filters
+    }
+    return Sweep.of(
+        {
+            rule: [execute(s, runs, device, listeners=_progress(s, rule) if progress else ()) for s in same]
+            for rule, same in wanted.items()
+        }
+    )
+
+
+def run_folder(settings: RunSettings, runs: Path | str = "runs") -> Path:
+    """Where the run of ``settings`` lies."""
+    return Path(runs) / settings.benchmark / settings.method / f"{settings.seed}-{settings.hash}"
+
+
+def choose_device(name: str) -> str:
+    """``auto`` becomes ``cuda`` where there is a GPU for it, else ``cpu``; other names stay, if torch knows them here.
+
+    Raises:
+        SettingsError: the device does not exist here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"device '{name}' cannot be used here ({reason}): use cpu, or auto") from error
+    return name
+
+
+def _progress(settings: RunSettings, label: str = "") -> list[Listener]:
+    from nesskit.progress import progress_listener
+
+    return [progress_listener(f"{label or settings.method}, seed {settings.seed}", per_task=not label)]

@@ -1,0 +1,100 @@
+"""Presets against the settings that the paper and its authors' code state, and what is said about other settings."""
+
+import pytest
+
+from nesskit import BENCHMARKS, FrobeniusThreshold, NuclearThreshold, configure
+from nesskit.benchmarks import is_reduced, remarks
+from nesskit.errors import SettingsError, UnknownNameError
+from nesskit.records import EpochRecord, Run
+from nesskit.settings import RunSettings
+
+# epochs, lr SGDm, lr SAM, decay, lr factor, patience, minimum, ε₁, validation share
+PAPER = {
+    "split-cifar100": (200, 0.005, 0.05, 1e-4, 1 / 2, 6, 1e-5, 0.001, 0.05),
+    "five-datasets": (200, 0.05, 0.1, 5e-5, 1 / 3, 5, 1e-3, 0.001, 0.05),
+    "split-miniimagenet": (100, 0.01, 0.1, 1e-5, 1 / 3, 5, 1e-3, 0.0005, 0.02),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_presets_are_what_the_authors_ran(name):
+    epochs, lr, sam_lr, decay, factor, patience, minimum, eps, share = PAPER[name]
+    sgdm, sam = (configure(name, preset=preset) for preset in ("paper-sgdm", "paper-sam"))
+    for settings in (sgdm, sam):
+        training = settings.training
+        assert (training.epochs, training.batch_size, training.weight_decay) == (epochs, 64, decay)
+        assert (training.lr_factor, training.lr_patience, training.lr_minimum) == (factor, patience, minimum)
+        assert settings.options.filter == NuclearThreshold(eps)
+        assert settings.options.memory == "data"
+        assert settings.validation_share == share
+        assert settings.network.norm == "batch"
+    assert (sgdm.training.optimizer, sgdm.training.lr, sgdm.training.momentum) == ("sgd", lr, 0.9)
+    assert (sam.training.optimizer, sam.training.lr, sam.training.momentum) == ("sam", sam_lr, 0)
+    assert (sam.training.sam_tasks, sam.training.sam_rho) == ("first", 0.05)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_text_preset_has_the_rule_of_the_text(name):
+    settings = configure(name, preset="text")
+    assert settings.options.filter == FrobeniusThreshold(PAPER[name][7])
+    assert settings.options.memory == "moments"
+
+
+def test_the_command_without_a_preset_is_the_paper_with_sgdm():
+    assert configure("split-cifar100", seed=1) == configure("split-cifar100", preset="paper-sgdm", seed=1)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_preset_survives_json(name):
+    for preset in BENCHMARKS[name].presets:
+        for method in ("ness", "finetune", "joint"):
+            settings = configure(name, method, preset)
+            assert RunSettings.from_dict(settings.to_dict()) == settings
+
+
+def test_changes_go_where_their_field_is():
+    changed = configure(
+        "split-digits", epochs=3, filter=FrobeniusThreshold(0.5), network_bias=True, validation_share=0.1
+    )
+    assert changed.training.epochs == 3
+    assert changed.options.filter == FrobeniusThreshold(0.5)
+    assert changed.network.bias
+    assert changed.validation_share == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"benchmark": "split-cifar10"}, UnknownNameError, "did you mean 'split-cifar100'"),
+        ({"benchmark": "split-digits", "epoch": 3}, UnknownNameError, "did you mean 'epochs'"),
+        ({"benchmark": "split-digits", "epochs": 0}, SettingsError, "epochs must be at least 1"),
+        ({"benchmark": "split-digits", "seed": -1}, SettingsError, "seed must be at least 0"),
+        ({"benchmark": "split-digits", "method": "ewcc"}, UnknownNameError, "unknown method 'ewcc'"),
+    ],
+)
+def test_mistakes_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        configure(**arguments)
+
+
+def finished(**changes):
+    run = Run.new(configure("split-cifar100", **changes).to_dict(), {}, {}, [f"task {t}" for t in range(10)])
+    run.status = "finished"
+    run.history = [EpochRecord(0, 0, 1.0, None, None, 0.1)]
+    return run
+
+
+def test_a_whole_run_with_its_presets_settings_needs_no_remark():
+    assert remarks(finished()) == []
+    assert remarks(finished(seed=37, preset="paper-sam")) == []
+
+
+def test_fewer_epochs_or_tasks_are_a_reduction_and_other_changes_are_named():
+    assert remarks(finished(epochs=3)) == ["reduced, epochs = 3 (preset: 200)"]
+    assert remarks(finished(memory="moments")) == ["memory = moments (preset: data)"]
+    assert is_reduced(finished(epochs=3))
+    assert not is_reduced(finished(memory="moments"))
+    stopped = finished()
+    stopped.status, stopped.status_reason = "stopped", "stopped after 5 tasks, as asked"
+    assert remarks(stopped) == ["stopped (stopped after 5 tasks, as asked), 0 of 10 tasks learned"]
+    assert is_reduced(stopped)

@@ -1,0 +1,150 @@
+"""Recorded runs and the table that puts them beside the published figures."""
+
+import json
+
+import numpy as np
+import pytest
+
+from nesskit import configure, run
+from nesskit.benchmarks import BENCHMARKS
+from nesskit.cli import main
+from nesskit.errors import NesskitError, RunFolderError
+from nesskit.records import EpochRecord, Run
+from nesskit.results import check_record, load_results, record_run, results_folder
+from nesskit.tables import published, result_table
+
+ENVIRONMENT = {"torch": "2.13.0", "device": "cuda (some GPU)", "threads": 2, "commit": "0123456789ab"}
+
+
+def paper_run(accuracy, transfer, **changes):
+    """A finished CIFAR-100 run with given ACC and BWT."""
+    settings = configure("split-cifar100", **changes)
+    made = Run.new(
+        settings.to_dict(), ENVIRONMENT, {"cifar-100-binary.tar.gz": "0" * 64}, [f"task {t}" for t in range(10)]
+    )
+    made.accuracy = np.tril(np.full((10, 10), float(accuracy)))
+    made.accuracy[np.triu_indices(10, 1)] = np.nan
+    np.fill_diagonal(made.accuracy[:9, :9], accuracy - transfer)
+    made.history = [EpochRecord(task, epoch, 1.0, 1.0, 50.0, 0.1) for task in range(10) for epoch in range(70 + task)]
+    made.status = "finished"
+    return made
+
+
+def cells(runs):
+    header, rows = result_table("split-cifar100", runs)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_published_figures_are_those_of_the_paper():
+    lines = {line.label: line for line in published("split-cifar100")}
+    assert lines["NESS, SGDm"].accuracy == (72.46, 0.26)
+    assert lines["NESS, SGDm"].transfer == (0.03, 0.40)
+    assert lines["SGP"].accuracy == (75.99, 0.16)
+    assert lines["TRGP"].transfer == (0.06, 0.17)
+    assert [len(published(name)) for name in ("split-cifar100", "five-datasets", "split-miniimagenet")] == [12, 10, 10]
+    assert published("split-digits") == []
+
+
+def test_a_whole_run_is_compared_in_units_of_the_published_deviation():
+    row = cells([paper_run(72.20, 0.23, seed=1)])[0]
+    assert row["method"] == "NESS, SGDm"
+    assert row["ours: ACC / BWT %"] == "72.20 / 0.23"
+    assert row["difference, in published std"] == "-1.0 / +0.5"  # (72.20 - 72.46) / .26 and (.23 - .03) / .40
+    assert row["seeds"] == "1"
+    assert row["epochs a task"] == "70 to 79 of at most 200"
+    assert row["commit"] == "0123456789ab"
+    assert row["remarks"] == ""
+
+
+def test_seeds_are_gathered_in_one_row():
+    row = cells([paper_run(72.0, 0.0, seed=1), paper_run(73.0, 0.0, seed=2)])[0]
+    assert row["ours: ACC / BWT %"].startswith("72.50 ± 0.71")
+    assert row["seeds"] == "1, 2"
+
+
+def test_a_reduced_run_is_never_called_a_reproduction():
+    rows = cells([paper_run(72.46, 0.03, seed=1, epochs=3)])
+    assert rows[0]["ours: ACC / BWT %"] == "–"  # the published line stays without a counterpart
+    assert rows[0]["difference, in published std"] == "–"
+    assert rows[-1]["method"] == "ness (paper-sgdm, reduced)"
+    assert rows[-1]["difference, in published std"] == "–"
+    assert rows[-1]["remarks"].startswith("not a reproduction; reduced, epochs = 3 (preset: 200)")
+
+
+def test_a_changed_run_stands_apart_from_the_published_line():
+    rows = cells([paper_run(72.46, 0.03, seed=1, memory="moments")])
+    assert rows[0]["ours: ACC / BWT %"] == "–"
+    assert rows[-1]["remarks"] == "memory = moments (preset: data)"
+
+
+def test_a_run_of_another_benchmark_is_refused():
+    with pytest.raises(NesskitError, match="has no place in the table of five-datasets"):
+        result_table("five-datasets", [paper_run(70, 0)])
+
+
+def test_a_recorded_run_comes_back_as_it_was(tmp_path):
+    made = run("split-digits", epochs=2, validation_share=0.1, runs=tmp_path / "runs", progress=False)
+    path = record_run(made, tmp_path / "results")
+    assert path.stat().st_size < 100_000
+    (loaded,) = load_results("split-digits", tmp_path / "results")
+    assert np.array_equal(loaded.accuracy, made.accuracy, equal_nan=True)
+    assert loaded.config == made.config
+    assert loaded.data == made.data
+    assert loaded.epochs_per_task == [2] * 5
+    np.testing.assert_allclose([e.valid_loss for e in loaded.history], [e.valid_loss for e in made.history], rtol=1e-3)
+
+
+def test_recording_never_overwrites_another_result(tmp_path):
+    made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
+    path = record_run(made, tmp_path / "results")
+    record_run(made, tmp_path / "results")  # the same once more is no harm
+    made.seconds += 1
+    before = path.read_text()
+    with pytest.raises(RunFolderError, match="holds another result"):
+        record_run(made, tmp_path / "results")
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda r: r.update(data={}), "no SHA-256 of the data"),
+        (lambda r: r.update(data={"x": "abc"}), "no SHA-256 of the data"),
+        (lambda r: r["environment"].update(commit=None), "no commit"),
+        (lambda r: r["environment"].pop("device"), "no device"),
+        (lambda r: r["config"].pop("seed"), "no seed"),
+        (lambda r: r.pop("accuracy"), "no accuracy"),
+    ],
+)
+def test_a_record_without_provenance_is_refused(damage, message):
+    record = json.loads(json.dumps(paper_run(70, 0, seed=1).to_dict()))
+    check_record(record, "the record")
+    damage(record)
+    with pytest.raises(RunFolderError, match=message):
+        check_record(record, "the record")
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_every_result_of_the_project_has_its_provenance(benchmark):
+    for recorded in load_results(benchmark):
+        assert recorded.environment["commit"].endswith("+changes") is False
+        assert recorded.config["benchmark"] == benchmark
+    assert results_folder().is_dir()
+
+
+def test_the_table_on_the_command_line(capsys):
+    main(["table", "split-cifar100"])
+    text = capsys.readouterr().out
+    assert "72.46 ± 0.26" in text
+    main(["table", "split-cifar100", "--markdown"])
+    markdown = capsys.readouterr().out.splitlines()
+    assert markdown[0].startswith("| method")
+    assert set(markdown[1]) == {"|", "-"}
+
+
+def test_a_run_is_recorded_from_the_command_line(tmp_path, capsys):
+    made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
+    main(["record", str(made.folder), "--results", str(tmp_path / "results")])
+    assert "recorded:" in capsys.readouterr().out
+    main(["table", "split-digits", "--results", str(tmp_path / "results")])
+    assert "not a reproduction" in capsys.readouterr().out.replace("\n", " ")
