@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -168,12 +170,14 @@ class Trainer:
         shuffle = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", *place))
         self.method.train_mode(self.model)
         total = torch.zeros((), device=self.device)
-        mixed = self.settings.precision == "bfloat16"
+        # Entered anew for every step: autocast keeps its half-precision copies of the weights until it is left.
+        autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16)
+        precision = autocast if self.settings.precision == "bfloat16" else contextlib.nullcontext
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(self.seed, "noise", *place))  # dropout and whatever else a model draws
             for task_data, rows in _shuffled(data, self.settings.batch_size, shuffle):
                 batch = task_data.batch(task_data.train, rows.to(self.device))
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+                with precision():
                     loss = self.method.step(self.model, batch, self.optimizer)
                 total += loss * len(rows)
         mean = float(total) / sum(len(d.train.y) for d in data)

@@ -171,3 +171,21 @@ def test_a_warning_is_a_line_and_not_a_trace_of_code(tmp_path):
     said = nesskit(*command).stderr
     assert "nesskit: warning: task 2: rank:0 frees no direction in any layer" in said
     assert ".py" not in said
+
+
+def test_fetch_says_that_the_digits_need_no_download():
+    assert "needs no download" in nesskit("fetch", "split-digits").stdout
+
+
+def test_missing_data_is_answered_with_the_three_ways_to_get_it(tmp_path):
+    """An empty mirror that lists the file: nothing is looked for on the internet, and nothing is made up."""
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  cifar-100-binary.tar.gz\n")
+    environment = {**os.environ, "NESSKIT_MIRROR": str(tmp_path), "NESSKIT_CACHE": str(tmp_path / "cache")}
+    for command in (["fetch", "split-cifar100"], ["run", "split-cifar100", "--runs", str(tmp_path / "runs")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "nesskit", *command], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("nesskit: split-cifar100 needs the file 'cifar-100-binary.tar.gz'")
+        assert "Three ways to get it" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
