@@ -124,7 +124,7 @@ def _epochs(group: Sequence[Run]) -> str:
         return ""
     most = group[0].config["training"]["epochs"]
     span = f"{min(trained)}" if min(trained) == max(trained) else f"{min(trained)} to {max(trained)}"
-    return f"{span} of at most {most}"
+    return f"{span} (at most {most})"
 
 
 def _common(group: Sequence[Run], key: str) -> str:

@@ -45,6 +45,19 @@ class Limits:
     checkpoint_epochs: int = 10
     """Save the state after this many epochs, beside every end of a task."""
 
+    def reached_by(self, event: Event, seconds: float) -> str:
+        """Why to stop after ``event``, ``seconds`` after the start; an empty string to go on."""
+        if isinstance(event, TaskFinished) and self.tasks is not None and event.task + 1 >= self.tasks:
+            return self.enough_tasks()
+        late = self.minutes is not None and seconds > 60 * self.minutes
+        if late and isinstance(event, EpochFinished | TaskFinished):
+            return f"stopped after {self.minutes:g} minutes, as asked"
+        return ""
+
+    def enough_tasks(self) -> str:
+        """The reason for a stop after ``tasks`` tasks."""
+        return f"stopped after {self.tasks} tasks, as asked"
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -104,9 +117,14 @@ class Trainer:
         self.stage: Stage | None = None
         self.optimizer: torch.optim.Optimizer | None = None
 
+    @property
+    def tasks_left(self) -> bool:
+        """Whether there is anything left to learn."""
+        return self.stages_done < len(self.stages)
+
     def events(self) -> Iterator[Event]:
         """Train what is left, yielding what happens."""
-        while self.stages_done < len(self.stages):
+        while self.tasks_left:
             yield from self._learn(self.stages[self.stages_done])
 
     def _learn(self, tasks: Sequence[int]) -> Iterator[Event]:
@@ -296,6 +314,11 @@ def fit(
     method = make_method(method) if isinstance(method, str) else method
     settings = settings or TrainingSettings()
     device = torch.device(device)
+    if not isinstance(model, TaskModel) or len(model.heads) < len(stream):
+        raise TrainingError(
+            f"fit needs a TaskModel(backbone, features, class_counts) with a head for each of the {len(stream)} tasks, "
+            f"got {type(model).__name__}"
+        )
     if settings.lr_patience and not all(len(task.valid.y) for task in stream):
         raise TrainingError("lr_patience watches the validation loss, but a task has no validation examples")
     config = config or {
@@ -311,6 +334,7 @@ def fit(
     if folder is None:
         return _drive(trainer, None, listeners, limits, notes=())
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+    folder.read()  # refuses a stranger's folder before as much as a lock is put into it
     with folder.locked():
         notes = _continue(trainer, folder)
         return _drive(trainer, folder, listeners, limits, notes)
@@ -359,7 +383,6 @@ def _drive(
 ) -> Run:
     """Consume the trainer's events: save, tell the listeners, mind the limits and the keyboard."""
     run = trainer.run
-    started = time.monotonic()
 
     def tell(event: Event) -> None:
         if folder is not None:
@@ -367,38 +390,16 @@ def _drive(
         for listener in listeners:
             listener(event)
 
-    def save() -> None:
-        if folder is not None:
-            folder.write_checkpoint(trainer.state_dict())
-            folder.write(run)
-
-    def limit_reached(event: Event) -> str:
-        if isinstance(event, TaskFinished) and limits.tasks is not None and event.task + 1 >= limits.tasks:
-            return f"stopped after {event.task + 1} tasks, as asked"
-        late = limits.minutes is not None and time.monotonic() - started > 60 * limits.minutes
-        if late and isinstance(event, EpochFinished | TaskFinished):
-            return f"stopped after {limits.minutes:g} minutes, as asked"
-        return ""
-
     epochs_done = trainer.stage.epochs_done if trainer.stage else 0
-    continued = bool(trainer.stages_done or epochs_done)
+    begun = bool(trainer.stages_done or epochs_done)
     path = None if folder is None else str(folder.path)
-    tell(RunStarted("continued" if continued else "new", len(run.tasks), run.tasks_done, epochs_done, path, notes))
-    if folder is not None and not continued:
+    tell(RunStarted("continued" if begun else "new", len(run.tasks), run.tasks_done, epochs_done, path, notes))
+    run.status, run.status_reason = "running", ""
+    if folder is not None:
         folder.write(run)
-    run.status, run.status_reason = "finished", ""
     try:
-        for event in trainer.events():
-            due = isinstance(event, EpochFinished) and (event.epoch + 1) % limits.checkpoint_epochs == 0
-            reason = limit_reached(event)
-            ended = isinstance(event, TaskFinished) and trainer.stages_done == len(trainer.stages)
-            if reason and not ended:
-                run.status, run.status_reason = "stopped", reason
-            if due or reason or isinstance(event, TaskFinished):
-                save()
-            tell(event)
-            if run.status == "stopped":
-                break
+        run.status_reason = _advance(trainer, folder, tell, limits)
+        run.status = "stopped" if run.status_reason else "finished"
     except KeyboardInterrupt:
         run.status, run.status_reason = "stopped", "interrupted from the keyboard"
     except Exception as error:
@@ -407,9 +408,25 @@ def _drive(
     finally:
         if folder is not None:
             folder.write(run)
-        finished = run.status == "finished"
-        tell(RunStopped(finished, run.status_reason, run.average_accuracy, run.backward_transfer))
+        tell(RunStopped(run.finished, run.status_reason, run.average_accuracy, run.backward_transfer))
     return run
+
+
+def _advance(trainer: Trainer, folder: RunFolder | None, tell: Listener, limits: Limits) -> str:
+    """Train until the end or a limit; why it stopped before the end, or an empty string."""
+    started = time.monotonic()
+    if limits.tasks is not None and trainer.run.tasks_done >= limits.tasks and trainer.tasks_left:
+        return limits.enough_tasks()
+    for event in trainer.events():
+        reason = limits.reached_by(event, time.monotonic() - started)
+        due = isinstance(event, EpochFinished) and (event.epoch + 1) % limits.checkpoint_epochs == 0
+        if folder is not None and (due or reason or isinstance(event, TaskFinished)):
+            folder.write_checkpoint(trainer.state_dict())
+            folder.write(trainer.run)
+        tell(event)
+        if reason and trainer.tasks_left:
+            return reason
+    return ""
 
 
 def _shuffled(

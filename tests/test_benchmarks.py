@@ -96,5 +96,5 @@ def test_fewer_epochs_or_tasks_are_a_reduction_and_other_changes_are_named():
     assert not is_reduced(finished(memory="moments"))
     stopped = finished()
     stopped.status, stopped.status_reason = "stopped", "stopped after 5 tasks, as asked"
-    assert remarks(stopped) == ["stopped (stopped after 5 tasks, as asked), 0 of 10 tasks learned"]
+    assert remarks(stopped) == ["stopped: after 5 tasks, as asked: 0 of 10 tasks learned"]
     assert is_reduced(stopped)

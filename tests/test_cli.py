@@ -80,6 +80,7 @@ def test_a_run_prints_plain_lines_and_json_last(tmp_path):
 def test_the_same_command_goes_on_or_shows_the_run_and_says_so(tmp_path):
     command = ["run", "split-digits", *SHORT, "--runs", tmp_path]
     assert "stopped after 2 tasks" in nesskit(*command, "--limit-tasks", 2).stdout
+    assert "task 3 of 5" not in nesskit(*command, "--limit-tasks", 2).stdout
     assert "going on after 2 of 5 tasks" in nesskit(*command).stdout
     assert "finished before, nothing to compute" in nesskit(*command).stdout
 

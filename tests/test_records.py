@@ -80,7 +80,7 @@ def test_other_settings_get_another_folder(finished):
     assert digits(finished.folder.parents[2], epochs=1).folder != finished.folder
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.03, 0.08, 0.15])
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5])
 def test_a_killed_run_goes_on_to_the_same_matrix(finished, tmp_path, delay):
     """A real process, killed at several moments after it began to write."""
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
@@ -95,6 +95,23 @@ def test_a_killed_run_goes_on_to_the_same_matrix(finished, tmp_path, delay):
     assert resumed.finished
     assert np.array_equal(resumed.accuracy, finished.accuracy, equal_nan=True)
     assert resumed.history == finished.history
+
+
+def test_a_run_is_called_finished_only_when_it_is(tmp_path):
+    """What is on disk at every event: a run that is killed after a task must not pass for a whole one."""
+    from nesskit.events import TaskFinished
+    from nesskit.experiments import configure, execute
+
+    seen = []
+
+    def look(event):
+        if isinstance(event, TaskFinished):
+            (record,) = tmp_path.glob("*/*/*/record.json")
+            values = json.loads(record.read_text())
+            seen.append((values["status"], sum(row[0] is not None for row in values["accuracy"])))
+
+    execute(configure("split-digits", **SETTINGS), tmp_path, listeners=[look])
+    assert seen == [("running", tasks) for tasks in range(1, 6)]
 
 
 def test_two_processes_do_not_write_one_run(tmp_path):
@@ -164,6 +181,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
     (folder / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderError, match="it is no run of nesskit"):
         fit_into(folder)
+    assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
     with pytest.raises(RunFolderError, match="no run lies in"):
         load_run(tmp_path / "missing")
 

@@ -168,7 +168,7 @@ def test_settings_that_differ_stand_beside_each_other(tmp_path):
 
 def test_runs_that_are_not_finished_are_marked(tmp_path):
     text, page = report(tmp_path, [THREE[1], stopped_run()])
-    assert "fine-tuning, seed 0: stopped (interrupted from the keyboard), 2 of 3 tasks learned." in page.text
+    assert "fine-tuning, seed 0: stopped: interrupted from the keyboard: 2 of 3 tasks learned." in page.text
     assert "fine-tuning (unfinished)</th>" in text
     assert "Fine-tuning stands, after 2 of 3 tasks, at 79.0 %" in page.text
     assert "below NESS" not in page.text
@@ -180,7 +180,7 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path):
     run.history = run.history[:1]
     _, page = report(tmp_path, run)
     assert "NESS has no result yet." in page.text
-    assert "unfinished, 0 of 3 tasks learned" in page.text
+    assert "unfinished: 0 of 3 tasks learned" in page.text
     _, page = report(tmp_path, [run, stopped_run()])
     assert "NESS (unfinished)" in page.text
 

@@ -51,7 +51,7 @@ def test_a_whole_run_is_compared_in_units_of_the_published_deviation():
     assert row["ours: ACC / BWT %"] == "72.20 / 0.23"
     assert row["difference, in published std"] == "-1.0 / +0.5"  # (72.20 - 72.46) / .26 and (.23 - .03) / .40
     assert row["seeds"] == "1"
-    assert row["epochs a task"] == "70 to 79 of at most 200"
+    assert row["epochs a task"] == "70 to 79 (at most 200)"
     assert row["commit"] == "0123456789ab"
     assert row["remarks"] == ""
 

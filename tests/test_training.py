@@ -332,6 +332,13 @@ def test_a_folder_with_other_settings_is_left_untouched(stream, tmp_path):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_a_model_without_heads_is_refused(stream):
+    with pytest.raises(TrainingError, match=r"needs a TaskModel.* got Linear"):
+        fit(nn.Linear(64, 10), stream, "ness")
+    with pytest.raises(TrainingError, match="a head for each of the 3 tasks"):
+        fit(build_model(stream.first(2)), stream, "ness")
+
+
 def test_sam_and_adam_train_too(stream):
     for optimizer in ("sam", "adam"):
         settings = TrainingSettings(epochs=2, optimizer=optimizer, lr=0.05 if optimizer == "sam" else 0.005)
