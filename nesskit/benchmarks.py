@@ -57,12 +57,16 @@ class Benchmark:
 
 
 def _digits(name: str, summary: str, ness: NESSSettings) -> Benchmark:
-    """A benchmark on scikit-learn's digits: MLP 64-128-128, SGD with momentum, 30 epochs a task, no validation data."""
+    """A benchmark on scikit-learn's digits: MLP 64-128-128, SGD with momentum, 30 epochs a task, no validation data.
+
+    The threshold of ``ness`` was chosen by ``nesskit sweep`` on validation data (10 % of the training examples) of seeds
+    10 to 34: the highest accuracy among those that forget at most one point, on split-digits half a point.
+    """
     preset = Preset(
         TrainingSettings(epochs=30, batch_size=64, optimizer="sgd", lr=0.05, momentum=0.9),
         NetworkSettings("mlp", widths=(128, 128)),
         {"ness": ness},
-        summary="threshold chosen on validation data of seeds 10 to 34",
+        summary="the recipe of the README; threshold chosen on validation data of seeds 10 to 34",
     )
     return Benchmark(name, summary, {DEFAULT_PRESET: preset})
 
@@ -126,7 +130,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _digits(
             "rotated-digits",
             "10 tasks of 10 classes: digits turned by 0, 18, … 162 degrees",
-            NESSSettings(FrobeniusThreshold(0.0141)),
+            NESSSettings(FrobeniusThreshold(0.0168)),
         ),
         _paper(
             "split-cifar100",
