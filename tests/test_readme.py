@@ -1,0 +1,63 @@
+"""The README holds what it says: its Python runs, its commands exist, its figures are those of the recorded results."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nesskit.comparison import Comparison
+from nesskit.results import load_results
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_examples_run(capsys):
+    space = {}
+    for block in blocks("python"):
+        exec(block, space)
+    printed = capsys.readouterr().out
+    assert re.search(r"ACC 9\d\.\d %, BWT -[01]\.\d %", printed)
+    assert re.search(r"\d+ of 128 directions are still free", printed)
+    assert type(space["model"].backbone.layers[0]).__name__ == "Linear"  # merged again
+
+
+def test_the_first_python_example_is_short():
+    assert len([line for line in blocks("python")[0].splitlines() if line.strip()]) <= 10
+
+
+@pytest.mark.parametrize("command", re.findall(r"^nesskit (\S+)", "".join(blocks("sh")), re.MULTILINE))
+def test_every_command_exists(command):
+    from nesskit.cli import _commands
+
+    assert command in _commands([])
+
+
+def test_the_flags_of_the_run_commands_exist(capsys):
+    from nesskit.cli import main
+
+    for line in re.findall(r"^nesskit (run .*?)(?:  #|$)", "".join(blocks("sh")), re.MULTILINE):
+        words = shlex.split(line)
+        with pytest.raises(SystemExit) as caught:
+            main([*words, "--help"])
+        assert caught.value.code == 0
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in words if word.startswith("--"))
+
+
+@pytest.mark.parametrize("benchmark", ["permuted-digits", "split-digits", "rotated-digits"])
+def test_the_figures_are_those_of_the_recorded_runs(benchmark):
+    rows = {row.label: row for row in Comparison.of(load_results(benchmark)).rows()}
+    cells = [f"{rows[m].average_accuracy} / {rows[m].backward_transfer}" for m in ("finetune", "ness", "joint")]
+    assert f"| {benchmark} | {' | '.join(cells)} |" in README
+    assert all(row.seeds == (0, 1, 2, 3, 4) for row in rows.values())
+
+
+def test_the_reduced_runs_on_cifar100_are_those_recorded():
+    for run in load_results("split-cifar100"):
+        if run.config["training"]["epochs"] == 3:
+            assert f"{run.average_accuracy:.1f} / {run.backward_transfer:.1f}" in README
