@@ -32,7 +32,7 @@ class _NESSLayer(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, basis: Tensor) -> None:
         super().__init__()
-        d = layer.weight[0].numel()
+        d = layer.weight.shape[1:].numel()
         rows = {d, d + 1} if layer.bias is not None else {d}
         if basis.ndim != 2 or basis.shape[0] not in rows or basis.shape[1] > basis.shape[0]:
             expected = " or ".join(str(row) for row in sorted(rows))
@@ -48,12 +48,13 @@ class _NESSLayer(nn.Module):
     @property
     def augmented(self) -> bool:
         """Whether the basis has a row for the constant input 1, so that the bias is updated too."""
-        return self.basis.shape[0] == self.layer.weight[0].numel() + 1
+        return self.basis.shape[0] == self.layer.weight.shape[1:].numel() + 1
 
     def delta_weight(self) -> Tensor:
         """(U V)ᵀ in the shape of the layer's own weight."""
         weight = self.layer.weight
-        return (self.basis[: weight[0].numel()] @ self.coefficients).T.reshape(weight.shape)
+        basis = self.basis[:-1] if self.augmented else self.basis
+        return (basis @ self.coefficients).T.reshape(weight.shape)
 
     def delta_bias(self) -> Tensor | None:
         """(d_out,) the change of the bias, None unless the basis is augmented."""
@@ -110,11 +111,13 @@ class NESSLinear(_NESSLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, d) → (…, d_out). ΔW itself is never formed: two thin products cost less than one dense one."""
-        d = self.layer.in_features
-        update = (x @ self.basis[:d]) @ self.coefficients
-        delta_bias = self.delta_bias()
         output: Tensor = self.layer(x)
-        return output + (update if delta_bias is None else update + delta_bias)
+        basis, delta_bias = self.basis, self.delta_bias()
+        if delta_bias is not None:
+            basis, output = basis[:-1], output + delta_bias
+        if x.ndim == 2:  # the same sum in one operation, which counts in small networks
+            return torch.addmm(output, x @ basis, self.coefficients)
+        return output + (x @ basis) @ self.coefficients
 
     @property
     def in_features(self) -> int:
