@@ -31,6 +31,8 @@ from nesskit.spectrum import LayerProfile
 
 FORMAT = 1  # of record.json and checkpoint.pt; raised when an older nesskit could not read them
 
+STOP = "stop"  # an empty file of this name asks a run to stop
+
 Status = Literal["running", "stopped", "failed", "finished"]
 
 
@@ -252,6 +254,19 @@ class RunFolder:
         """Write the state to go on from; errors as for :meth:`write`."""
         self._replace("checkpoint.pt", lambda stream: torch.save(state, stream))
 
+    def request_stop(self) -> None:
+        """Ask whoever works on this run to stop after the present epoch."""
+        self._make()
+        (self.path / STOP).touch()
+
+    def stop_requested(self) -> bool:
+        """Whether somebody has asked to stop; asking once is enough, the request is taken back by the answer."""
+        request = self.path / STOP
+        if not request.exists():
+            return False
+        request.unlink(missing_ok=True)
+        return True
+
     def append_event(self, event: Event) -> None:
         """Add one line to ``events.jsonl``."""
         self._make()
@@ -284,7 +299,7 @@ class RunFolder:
 
     def _strangers(self) -> list[str]:
         """Files that a run which was killed before its first record would not have left."""
-        ours = {".lock", "events.jsonl", "checkpoint.pt", "profiles.npz"}
+        ours = {".lock", STOP, "events.jsonl", "checkpoint.pt", "profiles.npz"}
         return [p.name for p in self.path.iterdir() if p.name not in ours and not p.name.endswith(".part")]
 
     def _read_profiles(self) -> list[LayerProfile]:

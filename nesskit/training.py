@@ -415,10 +415,14 @@ def _drive(
 def _advance(trainer: Trainer, folder: RunFolder | None, tell: Listener, limits: Limits) -> str:
     """Train until the end or a limit; why it stopped before the end, or an empty string."""
     started = time.monotonic()
+    if folder is not None:
+        folder.stop_requested()  # one that came too late for the run before is not meant for this one
     if limits.tasks is not None and trainer.run.tasks_done >= limits.tasks and trainer.tasks_left:
         return limits.enough_tasks()
     for event in trainer.events():
         reason = limits.reached_by(event, time.monotonic() - started)
+        if folder is not None and isinstance(event, EpochFinished) and folder.stop_requested():
+            reason = "stopped on request"
         due = isinstance(event, EpochFinished) and (event.epoch + 1) % limits.checkpoint_epochs == 0
         if folder is not None and (due or reason or isinstance(event, TaskFinished)):
             folder.write_checkpoint(trainer.state_dict())

@@ -1,0 +1,111 @@
+"""A run in a child process: start it, follow what it writes, stop it.
+
+The child writes ``events.jsonl`` into its run folder and looks for a request to stop there, so any process may watch
+or stop any run, also one that it did not start.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from nesskit.errors import RunFolderError
+from nesskit.experiments import run_folder
+from nesskit.records import RunFolder
+from nesskit.settings import RunSettings
+
+CHILD = """
+import json, sys
+from nesskit.errors import NesskitError
+from nesskit.experiments import execute
+from nesskit.settings import RunSettings
+order = json.loads(sys.stdin.read())
+try:
+    execute(RunSettings.from_dict(order["settings"]), order["runs"], order["device"])
+except NesskitError as error:
+    sys.exit(f"nesskit: {error}")
+"""
+
+
+class RunProcess:
+    """A run that goes on in a process of its own.
+
+    Attributes:
+        folder: where the run lies.
+    """
+
+    def __init__(self, settings: RunSettings, runs: Path | str = "runs", device: str = "auto") -> None:
+        """Start the run that ``settings`` describe, or go on with it."""
+        self.folder = run_folder(settings, runs)
+        self._errors = ""
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"settings": settings.to_dict(), "runs": str(runs), "device": device}))
+        self._process.stdin.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the child."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the child is still there."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """Ask the child to stop after the epoch it is in; what it has done is kept, and the run can go on later."""
+        RunFolder(self.folder).request_stop()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the child has ended.
+
+        Raises:
+            RunFolderError: it failed; with its last words.
+            subprocess.TimeoutExpired: it is still running after ``seconds``.
+        """
+        self._process.wait(seconds)
+        if self.error:
+            raise RunFolderError(self.error)
+
+    def kill(self) -> None:
+        """End the child at once; its last checkpoint stays."""
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def error(self) -> str:
+        """Why the child failed: its last line, empty if it did not or is still running."""
+        if self.running or self._process.returncode == 0:
+            return ""
+        if not self._errors and self._process.stderr is not None:
+            self._errors = self._process.stderr.read().strip() or f"it ended with status {self._process.returncode}"
+        return self._errors.splitlines()[-1].removeprefix("nesskit: ")
+
+
+class EventFollower:
+    """Reads the events of a run folder as they are written, by whatever process."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.path = Path(folder) / "events.jsonl"
+        self._position = 0
+
+    def poll(self) -> list[dict[str, Any]]:
+        """The events since the last call, oldest first; empty if there are none, or no file yet."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as stream:
+            stream.seek(self._position)
+            lines = stream.read().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]  # the last may be half written
+        self._position += sum(len(line) for line in whole)
+        return [json.loads(line) for line in whole]
