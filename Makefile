@@ -1,7 +1,7 @@
 # make demo, make test and make lab set up everything they need, on any machine with Python 3.11 or newer.
 
 PYTHON ?= python3
-# Where torch comes from, if not from the default package index: make demo TORCH_INDEX=<address>
+# Another package index to find torch in, such as PyTorch's for the CPU: make demo TORCH_INDEX=<address>
 TORCH_INDEX ?=
 
 VENV := .venv
@@ -23,7 +23,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nesskit needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": pass another one with PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
