@@ -13,6 +13,26 @@ __version__ = "0.1.0"
 
 # public name -> module it lives in
 _HOMES = {
+    "nesskit.analysis": (
+        "NetworkCurves",
+        "capacity",
+        "collect_inputs",
+        "effective_rank",
+        "feature_drift",
+        "interference_by_rank",
+        "interference_of_profile",
+        "layer_weights",
+        "measured_interference",
+        "null_space_history",
+        "output_drift",
+        "profile_layers",
+        "profiles_by_task",
+        "spectrum_decay",
+        "stability_bound",
+        "stability_of_profile",
+        "stable_rank",
+        "subspace_overlap",
+    ),
     "nesskit.benchmarks": ("BENCHMARKS", "configure"),
     "nesskit.capture": ("collect_moments",),
     "nesskit.errors": ("NesskitError",),

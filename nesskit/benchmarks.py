@@ -59,8 +59,8 @@ class Benchmark:
 def _digits(name: str, summary: str, ness: NESSSettings) -> Benchmark:
     """A benchmark on scikit-learn's digits: MLP 64-128-128, SGD with momentum, 30 epochs a task, no validation data.
 
-    The threshold of ``ness`` was chosen by ``nesskit sweep`` on validation data (10 % of the training examples) of seeds
-    10 to 34: the highest accuracy among those that forget at most one point, on split-digits half a point.
+    The threshold of ``ness`` was chosen by ``nesskit sweep`` on validation data (10 % of the training examples) of
+    seeds 10 to 34: the highest accuracy among those that forget at most one point, on split-digits half a point.
     """
     preset = Preset(
         TrainingSettings(epochs=30, batch_size=64, optimizer="sgd", lr=0.05, momentum=0.9),

@@ -215,6 +215,7 @@ class LayerProfile:
         sigma_squared: (d,) σ_i².
         update_energy: (d,) ‖ΔW u_i‖²; Σ over i is ‖ΔW‖_F².
         weight_energy: (d,) ‖W u_i‖² of the weight before the task; Σ σ_i² ‖W u_i‖² is ‖W I‖_F².
+        outputs: d_out, so that the task trained r · d_out parameters; 0 if not known (records of older versions).
     """
 
     layer: str
@@ -224,6 +225,7 @@ class LayerProfile:
     sigma_squared: np.ndarray
     update_energy: np.ndarray
     weight_energy: np.ndarray
+    outputs: int = 0
 
 
 def layer_profile(
@@ -236,4 +238,4 @@ def layer_profile(
         return product.square().sum(dim=0).cpu().numpy()
 
     sigma_squared = spectrum.singular_values.square().cpu().numpy()
-    return LayerProfile(layer, task, rank, count, sigma_squared, energy(update), energy(weight))
+    return LayerProfile(layer, task, rank, count, sigma_squared, energy(update), energy(weight), len(weight))
