@@ -42,22 +42,17 @@ def collect_moments(
         AdaptationError: a name is no Linear or Conv2d layer of the model, or the model has none that can be adapted.
         SpectrumError: a layer saw NaN or infinite inputs; says which.
     """
-    chosen = adaptable_layers(model) if layers is None else {name: _layer(model, name) for name in layers}
-    if not chosen:
-        raise AdaptationError(
-            "no layer of this model can be adapted: it needs Linear or Conv2d layers that are not adapted already, "
-            "and must not be wrapped in DataParallel or torch.compile"
-        )
+    chosen = named_layers(model, layers)
     moments = {}
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         for name, layer in chosen.items():
             augment = augment_bias and layer.bias is not None
             moments[name] = Moment(layer.weight[0].numel() + augment, layer.weight.device)
             hook = layer.register_forward_pre_hook(_updating(moments[name], name, augment), with_kwargs=True)
             stack.callback(hook.remove)
         for batch in batches:
-            _call(model, batch)
+            call(model, batch)
     return moments
 
 
@@ -117,7 +112,7 @@ def _updating(moment: Moment, name: str, augment: bool) -> Callable[..., None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, every module's own mode restored after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -128,18 +123,33 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
-    module = dict(model.named_modules(remove_duplicate=False)).get(name)
-    if not isinstance(module, nn.Linear | nn.Conv2d):
-        known = ", ".join(adaptable_layers(model)) or "none"
-        raise AdaptationError(f"'{name}' is no Linear or Conv2d layer of the model; its layers are {known}")
-    return module
+def named_layers(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Layers by name; without ``names`` every one that can be adapted.
+
+    Raises:
+        AdaptationError: a name is no Linear or Conv2d layer of the model, or the model has none that can be adapted.
+    """
+    known = adaptable_layers(model)
+    if names is None and not known:
+        raise AdaptationError(
+            "no layer of this model can be adapted: it needs Linear or Conv2d layers that are not adapted already, "
+            "and must not be wrapped in DataParallel or torch.compile"
+        )
+    if names is None:
+        return known
+    modules = dict(model.named_modules(remove_duplicate=False))
+    chosen = {}
+    for name in names:
+        module = modules.get(name)
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            layers = ", ".join(known) or "none"
+            raise AdaptationError(f"'{name}' is no Linear or Conv2d layer of the model; its layers are {layers}")
+        chosen[name] = module
+    return chosen
 
 
-def _call(model: nn.Module, batch: Any) -> None:
+def call(model: nn.Module, batch: Any) -> Any:
+    """What ``model`` puts out for a batch: a tensor, a tuple of positional or a dict of keyword arguments."""
     if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, tuple | list):
-        model(*batch)
-    else:
-        model(batch)
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)

@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nesskit.analysis.checks import check_same_layers, ratio
-from nesskit.analysis.inputs import Layer, call, evaluating, named_layers, recorded
+from nesskit.analysis.inputs import recorded
+from nesskit.capture import call, evaluating, named_layers
 from nesskit.errors import AdaptationError, NesskitError
 from nesskit.layers import adapted_layers
 from nesskit.spectrum import float64_device
+
+Layer = nn.Linear | nn.Conv2d
 
 
 @dataclass(frozen=True)

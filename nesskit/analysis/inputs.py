@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nesskit.capture import layer_inputs
-from nesskit.errors import AdaptationError, SpectrumError
-from nesskit.layers import adaptable_layers
-
-Layer = nn.Linear | nn.Conv2d
+from nesskit.capture import call, evaluating, layer_inputs, named_layers
+from nesskit.errors import SpectrumError
 
 
 @torch.no_grad()
@@ -60,42 +57,3 @@ def recorded(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]
         for name, layer in layers.items():
             stack.callback(layer.register_forward_pre_hook(recording(name), with_kwargs=True).remove)
         yield calls
-
-
-def named_layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, Layer]:
-    """Layers by name; without ``names`` every one that can be adapted.
-
-    Raises:
-        AdaptationError: a name is no Linear or Conv2d layer of the model, or the model has none that can be adapted.
-    """
-    known = adaptable_layers(model)
-    if names is None:
-        if not known:
-            raise AdaptationError("this model has no Linear or Conv2d layer that could be adapted")
-        return known
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name in names:
-        if not isinstance(modules.get(name), nn.Linear | nn.Conv2d):
-            raise AdaptationError(
-                f"'{name}' is no Linear or Conv2d layer of the model; its layers are {', '.join(known) or 'none'}"
-            )
-    return {name: modules[name] for name in names}
-
-
-def call(model: nn.Module, batch: Any) -> Any:
-    """What ``model`` puts out for a batch: a tensor, a tuple of positional or a dict of keyword arguments."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode restored after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
