@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from numbers import Integral
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -30,11 +30,11 @@ class Probe:
     Attributes:
         weight: (d_out, d) the layer's weight W before the new task.
         update: (d_out, d) a direction D in which the new task would change it, for example its gradient. Only the
-            direction counts, not the length.
+            direction counts, not the length. None where no rule asks for it.
     """
 
     weight: Tensor
-    update: Tensor
+    update: Tensor | None = None
 
 
 class Filter(ABC):
@@ -42,6 +42,9 @@ class Filter(ABC):
 
     name: ClassVar[str]
     needs_probe: ClassVar[bool] = False
+    """Whether ``weights`` must be given a probe."""
+    needs_update: ClassVar[bool] = False
+    """Whether that probe must carry an update, which costs a pass over the new task's training examples."""
 
     @abstractmethod
     def weights(self, spectrum: Spectrum, probe: Probe | None = None) -> Tensor:
@@ -191,43 +194,41 @@ class SoftFilter(Filter):
 
 @dataclass(frozen=True)
 class InterferenceBudget(HardFilter):
-    """The largest rank at which an update as long as the weight moves the layer's old outputs by at most ``budget``.
+    """The largest rank at which *no* update as long as the weight can move the layer's old outputs by over ``budget``.
 
-    With D the probe's direction scaled to ‖D‖_F = ‖W‖_F, the r smallest directions move the outputs by
-    ‖D U_r U_rᵀ I‖_F² = Σ_{i in the r smallest} σ_i² ‖D u_i‖², and the outputs themselves measure
-    ‖W I‖_F² = Σ σ_i² ‖W u_i‖². The rule frees the most directions with ‖D U_r U_rᵀ I‖_F ≤ budget · ‖W I‖_F: a budget
-    that means the same in every layer.
+    Among all D within the r smallest directions with ‖D‖_F = ‖W‖_F, the one along the largest of them, σ_j, moves the
+    outputs most: max ‖D I‖_F = σ_j ‖W‖_F. The outputs themselves measure ‖W I‖_F = √(Σ σ_i² ‖W u_i‖²). So the rule is
+
+        σ_i ≤ budget · ‖W I‖_F / ‖W‖_F,   and any update within it obeys   ‖ΔW I‖_F / ‖W I‖_F ≤ budget · ‖ΔW‖_F / ‖W‖_F.
+
+    Unlike ε₁ the budget means the same in every layer: it knows how strongly the weight uses its inputs, and how many
+    directions they spread over (where W treats all d alike, the cut is budget/√d · ‖I‖_F). Of the probe it needs the
+    weight alone. Every direction is judged by itself: a budget for the sum over a layer's free directions, which this
+    rule replaces, spent as much on 2 directions of the digits' input layer as on 84 of the hidden one. The default was
+    chosen by ``speed/budget.py``; ``data/results/budget.md`` says how it does beside single ε₁, and where it falls
+    short.
     """
 
     name = "budget"
     needs_probe = True
-    budget: float
+    budget: float = 0.2
 
     def __post_init__(self) -> None:
         _require_positive("budget", self.budget)
 
-    def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
-        """The largest r within the budget; needs a probe."""
+    def cut(self, spectrum: Spectrum, probe: Probe | None = None) -> float:
+        """The largest singular value that still counts as small; 0 if the layer's outputs are. Needs a probe."""
         if probe is None:
-            raise SpectrumError(
-                "InterferenceBudget needs the layer's weight and an update direction: pass probe=Probe(weight, update)"
-            )
-        d = len(spectrum)
-        directions, sigma_squared = spectrum.directions, spectrum.singular_values.square()
-        if probe.weight.shape[-1] != d or probe.update.shape != probe.weight.shape:
-            raise SpectrumError(
-                f"the probe's weight {tuple(probe.weight.shape)} and update {tuple(probe.update.shape)} "
-                f"must both be (d_out, {d})"
-            )
-        weight_energy = (probe.weight.detach().to(directions) @ directions).square().sum(0)
-        update_energy = (probe.update.detach().to(directions) @ directions).square().sum(0)
-        if not update_energy.sum() > 0:
-            return d  # the task does not push this layer at all: whatever it may do costs nothing
-        # A layer of zeros has no outputs to keep and no length to measure by: only its exact null space is free then.
-        update_energy = update_energy * ((weight_energy.sum() or 1.0) / update_energy.sum())
-        interference = (sigma_squared * update_energy).flip(0).cumsum(0)  # entry r-1: the r smallest directions
-        allowed = self.budget**2 * (sigma_squared * weight_energy).sum()
-        return int((interference <= allowed).sum())
+            raise SpectrumError("InterferenceBudget needs the layer's weight: pass probe=Probe(weight)")
+        weight, d = probe.weight.detach().to(spectrum.directions), len(spectrum)
+        if weight.ndim != 2 or weight.shape[1] != d:
+            raise SpectrumError(f"the probe's weight {tuple(weight.shape)} must be (d_out, {d})")
+        outputs = (weight @ spectrum.directions * spectrum.singular_values).norm()  # ‖W I‖_F = ‖W U Σ‖_F
+        return float(self.budget * outputs / (weight.norm() or 1.0))
+
+    def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
+        """How many singular values lie at or under the cut; needs a probe."""
+        return int((spectrum.singular_values <= self.cut(spectrum, probe)).sum())
 
 
 FILTERS: dict[str, type[Filter]] = {
@@ -245,7 +246,7 @@ FILTERS: dict[str, type[Filter]] = {
 
 
 def parse_filter(text: str) -> Filter:
-    """The filter that ``text`` names, for example ``frobenius:0.03`` or ``soft:0.01:frobenius``.
+    """The filter that ``text`` names, for example ``frobenius:0.03``, ``soft:0.01:frobenius`` or just ``budget``.
 
     Raises:
         UnknownNameError: no such rule; says which is nearest.
@@ -257,6 +258,8 @@ def parse_filter(text: str) -> Filter:
     rule = FILTERS[name]
     expected = [field.name for field in fields(rule)]  # type: ignore[arg-type]
     example = f"{name}:{'10' if rule is FixedRank else '0.01'}"
+    if not values and fields(rule)[0].default is not MISSING:  # type: ignore[arg-type]
+        return rule()
     if not values:
         raise SettingsError(f"filter '{text}' needs a value for {expected[0]}, for example {example}")
     if len(values) > len(expected):

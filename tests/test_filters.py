@@ -26,6 +26,7 @@ DIRECTIONS = np.linalg.qr(rng.standard_normal((9, 9)))[0]
 GAPS = np.array([100, 30, 10, 3, 1, 0.3, 0.01, 0.003, 0])
 INPUTS = (np.linalg.qr(rng.standard_normal((50, 9)))[0] * GAPS) @ DIRECTIONS.T  # one sample a row
 WEIGHT, UPDATE = rng.standard_normal((2, 4, 9))
+PROBE = Probe(torch.tensor(WEIGHT), torch.tensor(UPDATE))
 
 
 def spectrum_of(x):
@@ -114,45 +115,91 @@ def test_soft_filter_is_the_exact_minimiser_of_the_penalised_problem():
     np.testing.assert_allclose(ours, exact, atol=1e-10)
 
 
-@pytest.mark.parametrize("budget", [1e-4, 1e-3, 0.02, 0.2])
-def test_interference_budget_takes_the_last_rank_that_the_raw_inputs_allow(budget):
-    rank = InterferenceBudget(budget).null_rank(spectrum_of(INPUTS), Probe(torch.tensor(WEIGHT), torch.tensor(UPDATE)))
+def in_units_of_outputs(movement):
+    """‖movement‖_F in units of the layer's old outputs, from the raw inputs."""
+    return np.linalg.norm(movement) / np.linalg.norm(WEIGHT @ INPUTS.T)
+
+
+@pytest.mark.parametrize("budget", [0.001, 0.01, 0.2, 1.0])
+def test_interference_budget_takes_the_last_rank_at_which_the_worst_update_keeps_to_it(budget):
+    """Of the updates within the r smallest directions as long as W, the worst puts it all into the worst input."""
+    rank = InterferenceBudget(budget).null_rank(spectrum_of(INPUTS), PROBE)
     assert 0 < rank < 9
-    step = UPDATE * np.linalg.norm(WEIGHT) / np.linalg.norm(UPDATE)
 
-    def interference(r):
+    def worst(r):
         small = DIRECTIONS[:, 9 - r :]
-        return np.linalg.norm(step @ small @ small.T @ INPUTS.T) / np.linalg.norm(WEIGHT @ INPUTS.T)
+        left, _, _ = np.linalg.svd(small @ small.T @ INPUTS.T)
+        step = np.outer(np.eye(4)[0], left[:, 0]) * np.linalg.norm(WEIGHT)
+        return in_units_of_outputs(step @ small @ small.T @ INPUTS.T)
 
-    assert interference(rank) <= budget < interference(rank + 1)
+    assert worst(rank) <= budget < worst(rank + 1)
 
 
-@pytest.mark.parametrize("length", [1e-6, -1.0, 1e6])
-def test_interference_budget_looks_at_the_direction_of_the_update_only(length):
-    rule, spectrum, weight = InterferenceBudget(0.02), spectrum_of(INPUTS), torch.tensor(WEIGHT)
-    ranks = [rule.null_rank(spectrum, Probe(weight, torch.tensor(UPDATE * factor))) for factor in (1, length)]
-    assert ranks[0] == ranks[1]
+def test_no_update_within_an_interference_budget_moves_the_outputs_by_more():
+    budget = 0.2
+    spectrum = spectrum_of(INPUTS)
+    small = spectrum.null_basis(InterferenceBudget(budget).null_rank(spectrum, PROBE)).numpy()
+    for length in (0.1, 1.0, 3.0):
+        for _ in range(20):
+            step = rng.standard_normal(WEIGHT.shape) @ small @ small.T
+            step *= length * np.linalg.norm(WEIGHT) / np.linalg.norm(step)
+            assert in_units_of_outputs(step @ INPUTS.T) <= budget * length
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.2])
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+def test_interference_budget_does_not_depend_on_the_scale_of_inputs_weight_or_update(budget, factor):
+    rule = InterferenceBudget(budget)
+    expected = rule.null_rank(spectrum_of(INPUTS), PROBE)
+    assert rule.null_rank(spectrum_of(factor * INPUTS), PROBE) == expected
+    scaled = Probe(torch.tensor(factor * WEIGHT), torch.tensor(factor * UPDATE))
+    assert rule.null_rank(spectrum_of(INPUTS), scaled) == expected
+
+
+def test_interference_budget_measures_a_layer_by_its_own_outputs():
+    """A weight that passes the strong inputs on hides more than one that passes on weak ones."""
+    strong, weak = torch.eye(5)[:1], torch.eye(5)[2:3]
+    update = torch.ones(1, 5)
+    assert InterferenceBudget(0.5).null_rank(HAND, Probe(strong, update)) == 3  # cut 0.5 · 4
+    assert InterferenceBudget(0.5).null_rank(HAND, Probe(weak, update)) == 2  # cut 0.5 · 2
+
+
+def test_interference_budget_is_a_share_of_the_frobenius_norm_where_the_weight_treats_all_directions_alike():
+    for budget in (0.1, 0.3, 0.6):
+        rank = InterferenceBudget(budget).null_rank(HAND, Probe(torch.eye(5), torch.ones(5, 5)))
+        assert rank == FrobeniusThreshold(budget / 5**0.5).null_rank(HAND)
 
 
 def test_interference_budget_takes_probes_of_the_models_precision():
     probe = Probe(torch.tensor(WEIGHT).float().requires_grad_(), torch.tensor(UPDATE).float())
-    assert InterferenceBudget(0.02).weights(spectrum_of(INPUTS), probe).sum() == 5
+    assert InterferenceBudget(0.02).null_rank(spectrum_of(INPUTS), probe) == InterferenceBudget(0.02).null_rank(
+        spectrum_of(INPUTS), PROBE
+    )
 
 
-def test_interference_budget_frees_everything_for_a_task_that_pushes_nowhere():
-    probe = Probe(torch.ones(2, 5), torch.zeros(2, 5))
-    assert InterferenceBudget(0.01).null_rank(HAND, probe) == 5
+@pytest.mark.parametrize("weight", [torch.zeros(2, 5), torch.eye(5)[4:]], ids=["zeros", "reads only what never came"])
+def test_interference_budget_frees_the_exact_null_space_alone_where_there_are_no_outputs(weight):
+    assert InterferenceBudget(10).null_rank(HAND, Probe(weight, weight)) == 1
+
+
+def test_interference_budget_frees_everything_where_nothing_was_seen():
+    assert InterferenceBudget(0.01).weights(NOTHING_SEEN, Probe(torch.ones(2, 5), torch.ones(2, 5))).tolist() == [1] * 5
 
 
 def test_interference_budget_refuses_to_work_without_a_probe():
-    with pytest.raises(SpectrumError, match="needs the layer's weight and an update direction"):
+    with pytest.raises(SpectrumError, match="needs the layer's weight"):
         InterferenceBudget(0.1).weights(HAND)
 
 
-@pytest.mark.parametrize(("weight", "update"), [((2, 4), (2, 4)), ((2, 5), (3, 5))])
-def test_interference_budget_refuses_a_probe_of_another_shape(weight, update):
-    with pytest.raises(SpectrumError, match=r"must both be \(d_out, 5\)"):
-        InterferenceBudget(0.1).null_rank(HAND, Probe(torch.ones(weight), torch.ones(update)))
+@pytest.mark.parametrize("shape", [(2, 4), (5,)])
+def test_interference_budget_refuses_a_weight_of_another_layer(shape):
+    with pytest.raises(SpectrumError, match=r"must be \(d_out, 5\)"):
+        InterferenceBudget(0.1).null_rank(HAND, Probe(torch.ones(shape), torch.ones(shape)))
+
+
+def test_interference_budget_has_a_default():
+    assert parse_filter("budget") == InterferenceBudget() == InterferenceBudget(0.2)
+    assert str(parse_filter("budget")) == "budget:0.2"
 
 
 @pytest.mark.parametrize(

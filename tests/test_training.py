@@ -1,5 +1,6 @@
 """The loop and the methods: what is learned, kept, stopped, resumed and refused."""
 
+import dataclasses
 import itertools
 import math
 import re
@@ -32,6 +33,7 @@ from nesskit import (
 from nesskit.errors import RunFolderError, SpectrumError, TrainingError
 from nesskit.events import EpochFinished, RunStarted, TaskFinished
 from nesskit.methods.ness import NullSpaceWarning, cap_spectral_norm_
+from nesskit.streams.batches import TaskData
 from nesskit.training import Schedule
 
 SHORT = TrainingSettings(epochs=2)
@@ -226,6 +228,27 @@ class TestNESS:
         run = learn(stream.first(2), ness(filter=rule))
         assert all(p.update_energy.sum() > 0 for p in run.profiles if p.rank)
         assert any(p.rank for p in run.profiles)
+
+    def test_a_filter_may_ask_for_the_direction_of_the_new_task(self, stream):
+        """The update in the probe is the gradient of the new task's loss at the weights it starts from."""
+        seen = []
+
+        @dataclasses.dataclass(frozen=True)
+        class Curious(FixedRank):
+            needs_probe = needs_update = True
+
+            def null_rank(self, spectrum, probe=None):
+                seen.append(probe)
+                return self.rank
+
+        model = build_model(stream, SMALL)
+        fit(model, stream.first(1), method := ness(filter=Curious(5)), SHORT)
+        x, y = stream[1].train
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(x, 1), y, reduction="sum").backward()
+        method.begin_task(model, TaskData(stream[1], 1, torch.device("cpu")))
+        for probe, layer in zip(seen, model.backbone.layers, strict=True):
+            torch.testing.assert_close(probe.update, layer.layer.weight.grad, rtol=1e-3, atol=1e-4)
 
     def test_a_rank_of_zero_everywhere_is_a_warning_that_helps(self, stream):
         # The three pixels that are always zero would be free: with noise in every pixel nothing is.

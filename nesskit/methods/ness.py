@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nesskit.capture import collect_moments
+from nesskit.capture import collect_moments, evaluating
 from nesskit.errors import SpectrumError
 from nesskit.filters import Probe, Threshold
 from nesskit.layers import NESSConv2d, NESSLinear, adapt, adapted_layers, merge
@@ -204,26 +204,26 @@ class NESS(Method):
         return layer_profile(name, task, rank, space.count, space.spectrum, update, weight)
 
     def _probes(self, model: TaskModel, data: TaskData, names: Sequence[str]) -> dict[str, Probe]:
-        """For each layer its weight and the gradient of the new task's loss: where the task would push first."""
+        """For each layer its weight and, if the filter asks for it, the gradient of the new task's loss."""
         layers = {name: model.backbone.get_submodule(name) for name in names}
         augmented = self.settings.bias == "augment"
-        parameters = [p for layer in layers.values() for p in layer.parameters(recurse=False)]
-        was_training = model.training
-        model.eval()
-        total = [torch.zeros_like(p) for p in parameters]
-        for batch in data.batches(data.train, BATCH):
-            gradients = torch.autograd.grad(self.loss(model, batch) * len(batch.y), parameters)
-            for gradient, new in zip(total, gradients, strict=True):
-                gradient += new
-        model.train(was_training)
-        by_parameter = dict(zip(parameters, total, strict=True))
+        gradients = self._gradients(model, data, layers) if self.settings.filter.needs_update else {}
         return {
-            name: Probe(
-                weight_matrix(layer, augmented),
-                _matrix([by_parameter[p] for p in layer.parameters(recurse=False)], augmented),
-            )
+            name: Probe(weight_matrix(layer, augmented), _matrix(gradients[name], augmented) if gradients else None)
             for name, layer in layers.items()
         }
+
+    def _gradients(self, model: TaskModel, data: TaskData, layers: Mapping[str, nn.Module]) -> dict[str, list[Tensor]]:
+        """For each layer the gradients of its weight and bias over all training examples: where a task pushes first."""
+        own = {name: list(layer.parameters(recurse=False)) for name, layer in layers.items()}
+        parameters = [p for group in own.values() for p in group]
+        total = {p: torch.zeros_like(p) for p in parameters}
+        with evaluating(model):
+            for batch in data.batches(data.train, BATCH):
+                gradients = torch.autograd.grad(self.loss(model, batch) * len(batch.y), parameters)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    total[parameter] += gradient
+        return {name: [total[p] for p in group] for name, group in own.items()}
 
     def _nothing_free(self, task: int) -> str:
         """The warning that no layer has a free direction, with the ε₁ that would free some."""

@@ -1,0 +1,162 @@
+"""One default interference budget against single thresholds: chosen on validation data, judged on seeds it never saw.
+
+The choice: budgets on validation data (20 % of the training examples) of seeds 1 to 3 of permuted-digits. Taken is the
+strictest one whose mean accuracy is at most 0.1 points under the best: accuracy hardly tells a range of budgets apart,
+forgetting does. A single ε₁ is chosen in the same way for comparison.
+
+The report: seeds 4 to 8 of the three benchmarks on the digits, all training examples, test data. The default budget is
+paired by seed with the best ε₁ of a grid of ten. Best is the highest mean *test* accuracy on the benchmark at hand: an
+oracle that a user does not have. Prints Markdown; runs that lie in the folder of runs already are not done again.
+
+    python speed/budget.py                      # the digits: about 220 runs of 2 to 5 s
+    python speed/budget.py --cifar              # and CIFAR-100: 3 tasks of 2 epochs, about 4 minutes a run
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import nesskit
+from nesskit import FrobeniusThreshold, InterferenceBudget, NuclearThreshold, metrics
+from nesskit.comparison import Estimate
+from nesskit.filters import Filter
+from nesskit.records import Run
+from nesskit.sweeps import Sweep, SweepPoint, parse_grid
+from nesskit.training import Limits
+
+CHOICE_SEEDS, REPORT_SEEDS = (1, 2, 3), (4, 5, 6, 7, 8)
+DIGITS = ("permuted-digits", "split-digits", "rotated-digits")
+BUDGETS = [InterferenceBudget(value) for value in parse_grid("0.1:0.4:9")]
+THRESHOLDS = [FrobeniusThreshold(value) for value in parse_grid("0.008:0.08:10")]
+TOLERANCE = 0.1  # points of validation accuracy that a choice may lie under the best
+AIM_ACCURACY, AIM_TRANSFER = -0.5, -1.0  # at least, against the best ε₁; at least, by itself
+
+
+def choose(rules: Sequence[Filter], runs: Path) -> tuple[Sweep, SweepPoint]:
+    """The sweep of ``rules``, strictest first, on permuted-digits, and what to choose from it."""
+    swept = nesskit.sweep(DIGITS[0], rules, CHOICE_SEEDS, runs=runs, progress=False)
+    enough = swept.best.average_accuracy.mean - TOLERANCE
+    return swept, next(point for point in swept.points if point.average_accuracy.mean >= enough)
+
+
+def reported_runs(benchmark: str, rules: Iterable[Filter], runs: Path) -> dict[str, list[Run]]:
+    """The runs of ``rules`` on all training examples of the seeds to report, by the rule's text."""
+    found = {}
+    for rule in rules:
+        found[str(rule)] = [
+            nesskit.run(benchmark, seed=seed, filter=rule, runs=runs, progress=False) for seed in REPORT_SEEDS
+        ]
+        print(f"{benchmark} {rule}", file=sys.stderr, flush=True)
+    return found
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A Markdown table with an empty line after it."""
+    for row in (header, ["---"] * len(header), *rows):
+        print(f"| {' | '.join(row)} |")
+    print(flush=True)
+
+
+def measures(runs: Sequence[Run]) -> list[str]:
+    """ACC and BWT, mean ± std over the seeds."""
+    return [
+        str(Estimate.of([run.average_accuracy for run in runs])),
+        str(Estimate.of([run.backward_transfer for run in runs])),
+    ]
+
+
+def differences(runs: Sequence[Run], others: Sequence[Run]) -> tuple[Estimate, Estimate]:
+    """ACC and BWT of ``runs`` minus those of ``others``, seed by seed."""
+    pairs = list(zip(runs, others, strict=True))
+    return (
+        Estimate.of([run.average_accuracy - other.average_accuracy for run, other in pairs]),
+        Estimate.of([run.backward_transfer - other.backward_transfer for run, other in pairs]),
+    )
+
+
+def report_choice(runs: Path) -> str:
+    """Print both sweeps on validation data; the single ε₁ that is chosen, as a filter's text."""
+    print(f"## Choice: {DIGITS[0]}, validation data, seeds {CHOICE_SEEDS}\n")
+    for rules in (BUDGETS, THRESHOLDS):
+        swept, chosen = choose(rules, runs)
+        header, rows = swept.table()
+        for point, row in zip(swept.points, rows, strict=True):
+            row[-1] = ", ".join(filter(None, [row[-1], "chosen" if point == chosen else ""]))
+        print_table(header, rows)
+        if rules is BUDGETS:
+            verdict = "is" if chosen.filter == str(InterferenceBudget()) else "is NOT"
+            print(f"{chosen.filter} {verdict} the default of nesskit.\n")
+    return chosen.filter
+
+
+def report_digits(chosen_threshold: str, runs: Path) -> None:
+    """Print the default budget beside the oracle's and the chosen ε₁ on every benchmark, then the grids."""
+    budget = str(InterferenceBudget())
+    found = {name: reported_runs(name, [InterferenceBudget(), *THRESHOLDS], runs) for name in DIGITS}
+    rows = []
+    for name, by_rule in found.items():
+        grid = [rule for rule in by_rule if rule != budget]
+        oracle = max(grid, key=lambda rule: Estimate.of([run.average_accuracy for run in by_rule[rule]]).mean)
+        accuracy, transfer = differences(by_rule[budget], by_rule[oracle])
+        own_transfer = Estimate.of([run.backward_transfer for run in by_rule[budget]]).mean
+        met = accuracy.mean >= AIM_ACCURACY and own_transfer >= AIM_TRANSFER
+        rows.append([name, budget, *measures(by_rule[budget]), "", "", "met" if met else "missed"])
+        edge = " (edge of the grid)" if oracle in (grid[0], grid[-1]) else ""
+        rows.append(["", f"best ε₁: {oracle}{edge}", *measures(by_rule[oracle]), str(accuracy), str(transfer), ""])
+        accuracy, transfer = differences(by_rule[budget], by_rule[chosen_threshold])
+        chosen = by_rule[chosen_threshold]
+        rows.append(["", f"chosen ε₁: {chosen_threshold}", *measures(chosen), str(accuracy), str(transfer), ""])
+    print(f"## Report: test data, seeds {REPORT_SEEDS}\n")
+    print("ΔACC and ΔBWT: the budget minus the row's rule, paired by seed.\n")
+    print_table(["benchmark", "filter", "ACC %", "BWT %", "ΔACC", "ΔBWT", "aim"], rows)
+    print("The grids (ACC / BWT, means):\n")
+    print_table(
+        ["filter", *found],
+        [
+            [rule, *(" / ".join(text.partition(" ")[0] for text in measures(found[name][rule])) for name in found)]
+            for rule in found[DIGITS[0]]
+        ],
+    )
+
+
+def report_cifar(runs: Path) -> None:
+    """Print a reduced run on CIFAR-100: the default budget, and the paper's threshold with the same training."""
+    rows = []
+    for rule in (InterferenceBudget(), NuclearThreshold(0.001)):
+        run = nesskit.run(
+            "split-cifar100",
+            preset="paper-sgdm",
+            seed=1,
+            epochs=2,
+            memory="moments",
+            filter=rule,
+            limits=Limits(tasks=3),
+            runs=runs,
+            progress=False,
+        )
+        values = run.average_accuracy, run.backward_transfer, metrics.learning_accuracy(run.accuracy)
+        ranks = [
+            f"task {task + 1}: "
+            + ", ".join(f"{p.rank} of {len(p.sigma_squared)}" for p in run.profiles if p.task == task)
+            for task in range(1, run.tasks_done)
+        ]
+        rows.append([str(rule), *(f"{value:.2f}" for value in values), "; ".join(ranks)])
+    print("## Split CIFAR-100, reduced: first 3 tasks, 2 epochs each, seed 1, preset paper-sgdm with memory=moments\n")
+    print_table(["filter", "ACC %", "BWT %", "accuracy when learned %", "free directions by layer"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    parser.add_argument("--cifar", action="store_true", help="also a reduced CIFAR-100 run (needs the data)")
+    arguments = parser.parse_args()
+    report_digits(report_choice(arguments.runs), arguments.runs)
+    if arguments.cifar:
+        report_cifar(arguments.runs)
+
+
+if __name__ == "__main__":
+    main()
