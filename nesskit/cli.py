@@ -204,7 +204,7 @@ def sweep(
     runs: Path = Path("runs"),
     device: str = "auto",
 ) -> None:
-    """Run NESS over a grid of thresholds and choose on validation data; table and CSV.
+    """Run NESS over a grid of thresholds and choose on validation data; table, CSV and a plot.
 
     Args:
         benchmark: name of the benchmark, see nesskit list.
@@ -213,7 +213,7 @@ def sweep(
         seeds: whole numbers, separated by commas.
         preset: name of the settings to start from; default: the benchmark's first.
         validation_share: share of each task's training data that the choice is made on.
-        output: the CSV to write; default: <runs>/<benchmark>/sweep-<filter>.csv.
+        output: the CSV to write, the plot stands beside it as .png; default: <runs>/<benchmark>/sweep-<filter>.csv.
         runs: folder under which runs lie.
         device: auto, cpu, cuda, …
     """
@@ -222,13 +222,19 @@ def sweep(
     from nesskit import experiments
     from nesskit.sweeps import parse_grid
 
+    if output is not None and output.suffix.lower() == ".png":
+        raise SettingsError(f"--output is the CSV, and the plot stands beside it as .png: {output} cannot be both")
     rules = [parse_filter(f"{filter}:{value!r}") for value in parse_grid(grid)]
     result = experiments.sweep(
         benchmark, rules, _numbers(seeds), preset=preset, validation_share=validation_share, runs=runs, device=device
     )
     header, rows = result.table()
     print("\n" + tabulate(rows, header, disable_numparse=True))
-    print(f"\ntable: {result.write_csv(output or runs / benchmark / f'sweep-{filter}.csv')}")
+    written = result.write_csv(output or runs / benchmark / f"sweep-{filter}.csv")
+    print(f"\ntable: {written}")
+    from nesskit.plots.sweeps import save_sweep
+
+    print(f"plot:  {save_sweep(result, written.with_suffix('.png'))}")
 
 
 def report(runs: tyro.conf.Positional[list[Path]], output: Path = Path("report.html")) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from nesskit import metrics
 from nesskit.comparison import Estimate
 from nesskit.errors import SettingsError
+from nesskit.filters import Filter, parse_filter
 from nesskit.records import Run
 
 
@@ -21,6 +22,16 @@ class SweepPoint:
     filter: str
     average_accuracy: Estimate
     backward_transfer: Estimate
+
+    @property
+    def rule(self) -> Filter:
+        """The filter itself."""
+        return parse_filter(self.filter)
+
+    @property
+    def value(self) -> float:
+        """The number that a grid varies: ε, the first field of the filter."""
+        return float(getattr(self.rule, fields(self.rule)[0].name))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

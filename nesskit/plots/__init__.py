@@ -73,6 +73,7 @@ from nesskit.plots.spectra import (
     plot_spectrum,
     rule_name,
 )
+from nesskit.plots.sweeps import describe_sweep, plot_sweep, save_sweep
 from nesskit.plots.training import plot_learning_rate, plot_loss
 
 __all__ = [
@@ -109,6 +110,7 @@ __all__ = [
     "describe_principal_angles",
     "describe_spectrum",
     "describe_stability",
+    "describe_sweep",
     "describe_worst_task",
     "display_name",
     "is_joint",
@@ -133,7 +135,9 @@ __all__ = [
     "plot_principal_angles",
     "plot_spectrum",
     "plot_stability",
+    "plot_sweep",
     "rule_name",
+    "save_sweep",
     "short_names",
     "spread_apart",
     "style",

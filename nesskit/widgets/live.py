@@ -1,0 +1,65 @@
+"""What the subspace viewer and the run monitor share: figures in widgets, and lines of text that are read out."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.image import imread, imsave
+
+from nesskit.plots import style
+from nesskit.widgets.explorer_canvas import LiveCanvas
+
+DPI = 100
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, unknown to pyplot: no notebook shows it a second time."""
+    with style():
+        return Figure((width, height), dpi=DPI)
+
+
+def live_canvas(figure: Figure, moving: Iterable[Artist] = ()) -> LiveCanvas:
+    """The widget that shows ``figure``; ``moving`` as in :class:`LiveCanvas`."""
+    canvas = LiveCanvas(figure, moving)
+    canvas.add_class("nk-canvas")
+    return canvas
+
+
+def picture_bundle(bundle: dict[str, Any], text: str, figures: Sequence[Figure]) -> dict[str, Any]:
+    """What a widget displays itself as: beside the live view a line of text and a picture of its figures.
+
+    Pages that run no widgets (a repository's web view, nbconvert, paper) show the picture. Figures are stacked, so they
+    must be equally wide.
+    """
+    picture = io.BytesIO()
+    imsave(picture, np.concatenate([_pixels(figure) for figure in figures]))
+    return {**bundle, "text/plain": text, "image/png": base64.b64encode(picture.getvalue()).decode()}
+
+
+def text_line(css_class: str) -> widgets.HTML:
+    """A line of text that screen readers read out when it changes; see :func:`say`."""
+    line = widgets.HTML()
+    line.add_class(css_class)
+    return line
+
+
+def say(line: widgets.HTML, text: str, strong: str = "") -> None:
+    """Write ``text``, with ``strong`` in bold before it, as plain text whatever it holds."""
+    begin = f"<b>{html.escape(strong)}</b> " if strong else ""
+    line.value = f'<div role="status" style="line-height: 1.4">{begin}{html.escape(text)}</div>' if text else ""
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    """(height, width, 4) the figure as it is now."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DPI)
+    stream.seek(0)
+    return imread(stream)
