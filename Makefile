@@ -8,14 +8,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test lab clean
+.PHONY: help setup demo test test-browser lab explorer clean
 
 help:
-	@echo "make demo    see NESS remember what fine-tuning forgets (about a minute after installation)"
-	@echo "make lab     open the notebooks in JupyterLab"
-	@echo "make test    linters, types and tests"
-	@echo "make setup   install into $(VENV) only"
-	@echo "make clean   remove $(VENV) and caches (runs/ and data/ stay)"
+	@echo "make demo      see NESS remember what fine-tuning forgets (about a minute after installation)"
+	@echo "make lab       open the notebooks in JupyterLab"
+	@echo "make explorer  the threshold explorer as a page of its own (Voilà)"
+	@echo "make test      linters, types and tests"
+	@echo "make test-browser  the explorer in a real browser; skips without a Chromium"
+	@echo "make setup     install into $(VENV) only"
+	@echo "make clean     remove $(VENV) and caches (runs/ and data/ stay)"
 
 setup: $(INSTALLED)
 
@@ -33,11 +35,18 @@ demo: $(INSTALLED)
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks
 
+explorer: $(INSTALLED)
+	$(BIN)/voila notebooks/explorer.ipynb
+
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/browser
+
+# In a real browser (Debian's chromium, say): JupyterLab and Voilà are started, keys pressed, the mouse moved.
+test-browser: $(INSTALLED)
+	$(BIN)/python -m pytest tests/browser
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,1 +1,30 @@
-"""Interactive parts for notebooks and Voilà pages. They never train in the kernel's own thread."""
+"""Interactive parts for notebooks and Voilà pages. They never train in the kernel's own thread.
+
+Names are imported when they are first used: ipywidgets and ipympl load with them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nesskit.widgets.explorer import ThresholdExplorer
+    from nesskit.widgets.monitor import RunMonitor
+    from nesskit.widgets.subspace import SubspaceViewer
+
+_HOME_OF = {
+    "RunMonitor": "nesskit.widgets.monitor",
+    "SubspaceViewer": "nesskit.widgets.subspace",
+    "ThresholdExplorer": "nesskit.widgets.explorer",
+}
+
+__all__ = ["RunMonitor", "SubspaceViewer", "ThresholdExplorer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'nesskit.widgets' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,154 @@
+"""The threshold explorer: look-ups, slider event to new artists, redraw, and key press to changed pixels in Chromium.
+
+Run: python speed/explorer.py            (everything; the browser part needs Chromium and playwright)
+     python speed/explorer.py --kernel   (without a browser)
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
+
+import pages
+
+from nesskit import FrobeniusThreshold, LayerProfile, NetworkCurves, run
+from nesskit.widgets import ThresholdExplorer
+
+NETWORKS = {  # inputs and outputs of every layer
+    "digits' MLP, 2 layers": [(64, 128), (128, 128)],
+    "AlexNet, 5 layers": [(48, 64), (576, 128), (512, 256), (1024, 2048), (2048, 2048)],
+    "ResNet18, 20 layers": [(27, 20)] + [(180, 20)] * 5 + [(360, 40)] * 5 + [(720, 80)] * 5 + [(1440, 160)] * 4,
+}
+KEYS = 40
+SLIDER, NUMBERS = ".nk-eps [role=slider]", ".nk-numbers tbody tr"
+WATCH = """
+canvas => new Promise(done => {
+  const context = canvas.getContext('2d'), look = () => {  // must cost little: it runs at every frame
+    const all = new Uint32Array(context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+    let sum = 7;
+    for (let i = 0; i < all.length; i++) sum = (sum * 31 + all[i]) | 0;
+    return sum;
+  };
+  const before = look(), handle = document.querySelector('.nk-eps [role=slider]'), start = performance.now();
+  handle.dispatchEvent(new KeyboardEvent('keydown', {key: KEY, code: KEY, bubbles: true, cancelable: true}));
+  const wait = () => { if (look() !== before) done(performance.now() - start);
+    else if (performance.now() - start > 5000) done(NaN); else requestAnimationFrame(wait); };
+  requestAnimationFrame(wait);
+})
+"""
+
+
+def profiles_of(shapes: list[tuple[int, int]]) -> list[LayerProfile]:
+    """Random profiles with spectra that fall as those of real layers do."""
+    draw = np.random.default_rng(0)
+    return [
+        LayerProfile(
+            f"layer{k}", 1, d, 5000, 1e4 * np.arange(1, d + 1.0) ** -2.5, draw.random(d), draw.random(d), outputs
+        )
+        for k, (d, outputs) in enumerate(shapes)
+    ]
+
+
+def milliseconds(action: Callable[[float], object], repeats: int = 60) -> list[float]:
+    """Of ``action`` at as many ε."""
+    times = []
+    for eps in np.geomspace(2e-4, 0.5, repeats):
+        started = time.perf_counter()
+        action(float(eps))
+        times.append(1000 * (time.perf_counter() - started))
+    return times
+
+
+def report(what: str, times: list[float], aim: str = "") -> None:
+    print(f"  {what:46} median {statistics.median(times):7.2f} ms, worst {max(times):7.2f} ms{aim}")
+
+
+def in_the_kernel() -> None:
+    for name, shapes in NETWORKS.items():
+        print(name)
+        profiles = profiles_of(shapes)
+        curves = NetworkCurves.of(profiles)
+        curves.at(FrobeniusThreshold(0.1))
+        explorer = ThresholdExplorer(profiles)
+        canvas = explorer.view.canvas
+        canvas.draw()
+        canvas.syncing_data_url = False  # as with a browser
+        look_up = functools.partial(_look_up, curves)
+        report("any ε: all layers looked up", milliseconds(look_up), " (< 1)")
+        report("slider event to new artists", milliseconds(functools.partial(_slide, explorer)), " (< 30)")
+        moved = milliseconds(functools.partial(_slide, explorer, then=[canvas.draw]), 20)
+        report("the same with the picture made and packed", moved)
+        whole = milliseconds(functools.partial(_slide, explorer, then=[canvas.draw_everything, canvas.draw]), 5)
+        report("for comparison: everything drawn again", whole)
+
+
+def _look_up(curves: NetworkCurves, eps: float) -> None:
+    curves.at(FrobeniusThreshold(eps))
+
+
+def _slide(explorer: ThresholdExplorer, eps: float, then: Sequence[Callable[[], None]] = ()) -> None:
+    explorer.slider.value = eps
+    for action in then:
+        action()
+
+
+def in_the_browser(kind: str, folder: Path) -> None:
+    place = folder / kind
+    shutil.copytree(folder / "notebooks", place / "notebooks")
+    (place / "runs").symlink_to(folder / "runs")
+    server = pages.lab(place) if kind == "lab" else pages.voila(place, "notebooks/explorer.ipynb")
+    try:
+        server.wait_until_up()
+        with pages.chromium() as browser:
+            page = pages.open_page(
+                browser, f"{server.url}/lab/tree/notebooks/explorer.ipynb" if kind == "lab" else server.url
+            )
+            if kind == "lab":
+                pages.run_all(page)
+            page.locator(NUMBERS).wait_for(timeout=60_000)
+            page.wait_for_timeout(3000)
+            canvas = page.locator(".nk-explorer .jupyter-matplotlib-canvas-div canvas").first
+            page.locator(SLIDER).focus()
+            times = []
+            for number in range(KEYS):
+                key = "ArrowRight" if number < KEYS // 2 else "ArrowLeft"
+                times.append(canvas.evaluate(WATCH.replace("KEY", repr(key))))
+                page.wait_for_timeout(150)
+            report(f"{kind}: key press to changed pixels", times, " (median < 200)")
+            eps = float(page.locator(NUMBERS).get_attribute("data-eps"))
+            for _ in range(20):
+                page.keyboard.press("ArrowRight")
+            pressed = time.perf_counter()
+            while abs(float(page.locator(NUMBERS).get_attribute("data-eps")) / (eps * 10**0.4) - 1) > 1e-3:
+                assert time.perf_counter() - pressed < 10
+            print(f"  {kind}: after 20 quick presses settled in {1000 * (time.perf_counter() - pressed):.0f} ms")
+    finally:
+        server.stop()
+
+
+def main() -> None:
+    in_the_kernel()
+    if "--kernel" in sys.argv or pages.find_chromium() is None:
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        run("permuted-digits", filter=FrobeniusThreshold(1.0), epochs=5, runs=folder / "runs", progress=False)
+        (folder / "notebooks").mkdir()
+        shutil.copy(pages.ROOT / "notebooks" / "explorer.ipynb", folder / "notebooks")
+        print("digits' MLP in Chromium")
+        for kind in ("lab", "voila"):
+            in_the_browser(kind, folder)
+
+
+if __name__ == "__main__":
+    main()

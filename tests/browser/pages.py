@@ -1,0 +1,194 @@
+"""JupyterLab and Voilà as real processes, the kernel behind a page, and Chromium: what browser tests drive."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from jupyter_client import BlockingKernelClient
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+NO_NEWS = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
+
+
+def find_chromium():
+    """The browser that is there, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Jupyter:
+    """A server on a folder, with settings and connection files of its own."""
+
+    def __init__(self, folder, command):
+        self.folder, self.port = Path(folder), free_port()
+        self.runtime = self.folder / "runtime"
+        settings = self.folder / "settings" / "@jupyterlab" / "apputils-extension"
+        settings.mkdir(parents=True)
+        self.runtime.mkdir()
+        (settings / "notification.jupyterlab-settings").write_text(json.dumps(NO_NEWS))
+        self.url = f"http://127.0.0.1:{self.port}"
+        places = {
+            name: str(self.folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")
+        }
+        environment = {
+            **os.environ,
+            **places,
+            "JUPYTER_RUNTIME_DIR": str(self.runtime),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        self.log = (self.folder / "server.log").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *command(self)], cwd=self.folder, env=environment, stdout=self.log, stderr=self.log
+        )
+
+    def wait_until_up(self, seconds=60):
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.url}/api/status", timeout=2) as answer:
+                    return answer.status
+            except urllib.error.HTTPError as answer:  # Voilà has no such page, but it answers
+                return answer.code
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "server.log").read_text()
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.1)
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+    @contextmanager
+    def kernel(self):
+        """Ask the newest kernel of this server: a function from an expression to its value."""
+        connection = max(self.runtime.rglob("kernel-*.json"), key=lambda path: path.stat().st_mtime)
+        client = BlockingKernelClient(connection_file=str(connection))
+        client.load_connection_file()
+        client.start_channels()
+
+        def ask(expression):
+            text = f"__import__('json').dumps({expression})"
+            done = client.execute("", silent=True, store_history=False, user_expressions={"value": text})
+            while True:
+                reply = client.get_shell_msg(timeout=30)
+                if reply["parent_header"].get("msg_id") == done:
+                    break
+            value = reply["content"]["user_expressions"]["value"]
+            assert value["status"] == "ok", value
+            return json.loads(eval(value["data"]["text/plain"]))
+
+        try:
+            yield ask
+        finally:
+            client.stop_channels()
+
+
+def lab(folder):
+    """JupyterLab on ``folder``."""
+    return Jupyter(
+        folder,
+        lambda server: [
+            "jupyterlab",
+            "--no-browser",
+            "--ip=127.0.0.1",
+            "--allow-root",
+            f"--port={server.port}",
+            "--IdentityProvider.token=",
+            "--ServerApp.port_retries=0",
+            f"--ServerApp.root_dir={server.folder}",
+            f"--LabApp.user_settings_dir={server.folder / 'settings'}",
+            f"--LabApp.workspaces_dir={server.folder / 'workspaces'}",
+        ],
+    )
+
+
+def voila(folder, notebook):
+    """One notebook as a Voilà page."""
+    return Jupyter(
+        folder,
+        lambda server: [
+            "voila",
+            str(notebook),
+            "--no-browser",
+            "--Voila.ip=127.0.0.1",
+            f"--port={server.port}",
+            f"--Voila.connection_dir_root={server.runtime}",
+        ],
+    )
+
+
+@contextmanager
+def chromium():
+    """A browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+HARMLESS = (  # what a page without internet and with other extensions says anyway
+    "font-awesome",
+    "Font Awesome",
+    "fontawesome",
+    "cdnjs",
+    "nbdime",
+    "nbgrader",
+    "favicon",
+    "net::ERR_INTERNET_DISCONNECTED",
+    "net::ERR_NAME_NOT_RESOLVED",
+)
+
+
+def open_page(browser, address, width=1280, height=1250):
+    """A page that notes its errors in ``page.errors``."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.errors = []
+
+    def note(text):
+        if not any(word in text for word in HARMLESS):
+            page.errors.append(text)
+
+    page.on("console", lambda message: note(f"{message.text} {message.location}") if message.type == "error" else None)
+    page.on("pageerror", lambda error: note(str(error)))
+    page.goto(address)
+    return page
+
+
+def run_all(page):
+    """Run All in JupyterLab, once the kernel is there (earlier it is lost silently)."""
+    page.get_by_text("| Idle").first.wait_for(timeout=60_000)
+    page.locator("#jp-MainMenu").get_by_text("Run", exact=True).click()
+    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()

@@ -1,0 +1,350 @@
+"""The threshold explorer without a browser: what it reads is what filters say, and problems become sentences."""
+
+import csv
+import io
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nesskit import (
+    FrobeniusThreshold,
+    Limits,
+    Moment,
+    NuclearThreshold,
+    TaskModel,
+    collect_moments,
+    fit,
+    load_run,
+    load_stream,
+    profiles_by_task,
+    run,
+)
+from nesskit.analysis.spectra import OwnCoordinates
+from nesskit.methods import NESS
+from nesskit.settings import NESSSettings, TrainingSettings
+from nesskit.widgets import ThresholdExplorer
+from nesskit.widgets.explorer_state import State
+from nesskit.widgets.explorer_training import accuracy_table
+
+SHORT = {"epochs": 2, "network_widths": (16, 12)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run with every direction free, one of two tasks that NESS restricts, and one without profiles."""
+    folder = tmp_path_factory.mktemp("runs")
+    run("permuted-digits", filter=FrobeniusThreshold(1.0), runs=folder, progress=False, **SHORT)
+    run("split-digits", filter=NuclearThreshold(0.01), runs=folder, progress=False, **SHORT)
+    run("split-digits", method="finetune", runs=folder, progress=False, **SHORT)
+    return folder
+
+
+@pytest.fixture
+def explorer(runs):
+    return ThresholdExplorer("permuted-digits", runs=runs)
+
+
+def finish(panel, seconds=90):
+    deadline = time.monotonic() + seconds
+    while panel.poll():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def moments_and_model():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    return model, collect_moments(model, [torch.randn(40, 6)])
+
+
+@pytest.mark.parametrize("rule", [FrobeniusThreshold, NuclearThreshold])
+@pytest.mark.parametrize("eps", [1e-4, 0.004, 0.02, 0.1, 1.0])
+def test_ranks_are_those_of_the_filter(explorer, runs, rule, eps):
+    explorer.set(rule=rule.name, eps=eps, task=3)
+    (folder,) = (runs / "permuted-digits" / "ness").iterdir()
+    profiles = profiles_by_task(load_run(folder).profiles)[3]
+    ranks = tuple(rule(eps).null_rank(OwnCoordinates(p.sigma_squared**0.5)) for p in profiles)
+    (reading,) = explorer.readings
+    assert reading.ranks == ranks
+    assert reading.rank == sum(ranks)
+    assert f'data-rank="{sum(ranks)}"' in explorer.numbers.value
+
+
+def test_a_layer_is_read_as_its_curve_says(explorer):
+    explorer.set(layer="layers.1", eps=0.05)
+    (reading,) = explorer.readings
+    curve = explorer.source.curves[1]["layers.1"]
+    assert reading.interference == pytest.approx(curve.interference[reading.rank])
+    assert reading.energy_share == pytest.approx(curve.energy_share[reading.rank])
+    assert reading.interference <= reading.bound
+    assert (reading.dimension, reading.trainable) == (16, 12 * reading.rank)
+
+
+def test_the_artists_move_and_are_never_made_again(explorer):
+    explorer.set(layer="layers.0", eps=0.02)
+    artists = list(explorer.view.canvas.moving)
+    before = explorer.view.line_data()
+    explorer.slider.value = 0.2
+    after = explorer.view.line_data()
+    assert explorer.view.canvas.moving == artists
+    assert before.keys() == after.keys()
+    assert all(before[name] != after[name] for name in before)
+    assert after["edge frobenius"][0] == 64 - explorer.readings[0].rank + 0.5
+    curve = explorer.source.curves[1]["layers.0"]
+    assert after["height frobenius"][0] == pytest.approx(0.2 * curve.spectrum.frobenius_norm)
+
+
+def test_moving_redraws_only_what_moves(explorer):
+    explorer.view.canvas.draw()
+    drawn = []
+    explorer.view.canvas.mpl_connect("draw_event", drawn.append)
+    explorer.slider.value = 0.3
+    explorer.view.canvas.draw()
+    assert not drawn  # matplotlib announces whole drawings only
+    explorer.set(layer="layers.0")
+    explorer.view.canvas.draw()
+    assert len(drawn) == 1
+
+
+def test_a_redraw_shows_what_a_whole_drawing_would(explorer):
+    canvas = explorer.view.canvas
+    for _ in range(3):  # until the layout has settled to the last digit
+        canvas.draw_everything()
+        canvas.draw()
+    explorer.slider.value = 0.3
+    canvas.draw()
+    moved = np.array(canvas.buffer_rgba())
+    canvas.draw_everything()
+    canvas.draw()
+    assert np.array_equal(moved, np.array(canvas.buffer_rgba()))
+
+
+def test_both_rules_stand_side_by_side_at_one_eps(explorer):
+    explorer.set(side_by_side=True, eps=0.01)
+    frobenius, nuclear = explorer.readings
+    assert (frobenius.rule, nuclear.rule) == (FrobeniusThreshold(0.01), NuclearThreshold(0.01))
+    assert nuclear.rank > frobenius.rank
+    assert {"height frobenius", "point nuclear"} <= explorer.view.line_data().keys()
+
+
+def mouse(explorer, name, eps=None, xy=None):
+    from matplotlib.backend_bases import MouseEvent
+
+    ax = explorer.view.spectrum.ax
+    x, y = ax.transData.transform(xy or (50, eps))
+    button = None if name == "motion_notify_event" else 1
+    explorer.view.canvas.callbacks.process(name, MouseEvent(name, explorer.view.canvas, x, y, button=button))
+
+
+def test_the_cut_is_dragged(explorer):
+    explorer.view.canvas.draw()
+    mouse(explorer, "button_press_event", 0.02)
+    assert explorer.state.eps == pytest.approx(0.02)
+    mouse(explorer, "motion_notify_event", 0.3)
+    assert explorer.slider.value == explorer.state.eps == pytest.approx(0.3)
+    mouse(explorer, "button_release_event", 0.3)
+    mouse(explorer, "motion_notify_event", 0.05)
+    assert explorer.state.eps == pytest.approx(0.3)
+
+
+def test_the_edge_of_the_null_space_is_dragged(explorer):
+    explorer.set(layer="layers.0", eps=0.05)
+    explorer.view.canvas.draw()
+    edge = explorer.view.line_data()["edge frobenius"][0]
+    height = explorer.view.line_data()["height frobenius"][0]
+    mouse(explorer, "button_press_event", xy=(edge, height * 3))
+    mouse(explorer, "motion_notify_event", xy=(30.2, height * 3))
+    assert explorer.readings[0].rank == 64 - 30
+    mouse(explorer, "button_release_event", xy=(30.2, height * 3))
+
+
+def test_the_slider_saying_back_its_own_step_changes_nothing(explorer):
+    explorer.set(eps=0.0251)
+    explorer.slider.value = 10**-1.6  # what a browser makes of 0.0251
+    assert explorer.state.eps == 0.0251
+    explorer.slider.value = 10**-1.58
+    assert explorer.state.eps == 10**-1.58
+
+
+def test_arrow_keys_and_clicks_on_the_figure(explorer):
+    from matplotlib.backend_bases import KeyEvent, MouseEvent
+
+    canvas = explorer.view.canvas
+    canvas.draw()
+    before = explorer.state.eps
+    canvas.callbacks.process("key_press_event", KeyEvent("key_press_event", canvas, "right"))
+    assert explorer.state.eps == pytest.approx(before * 10**0.02)
+    x, y = explorer.view.small[1].ax.transAxes.transform((0.5, 0.5))
+    canvas.callbacks.process("button_press_event", MouseEvent("button_press_event", canvas, x, y, button=1))
+    assert explorer.state.layer == explorer.layer_menu.value == "layers.1"
+
+
+def test_a_restricted_run_says_so_and_starts_at_its_own_threshold(runs):
+    explorer = ThresholdExplorer("split-digits", runs=runs)
+    assert (explorer.state.rule, explorer.state.eps) == ("nuclear", 0.01)
+    assert "every direction is free" in explorer.base_note.value
+    assert explorer.base_menu.value == "split-digits"
+
+
+def test_a_static_figure_for_pages_without_a_kernel(explorer, tmp_path):
+    for one in (explorer, ThresholdExplorer(runs=tmp_path)):
+        bundle = one._repr_mimebundle_()
+        assert bundle["text/plain"] == "ThresholdExplorer"  # no address, nothing that depends on the runs
+        assert bundle["image/png"].startswith("iVBOR")
+        assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_without_runs_it_offers_to_make_one(tmp_path):
+    explorer = ThresholdExplorer("split-digits", runs=tmp_path)
+    assert explorer.message.startswith("No run of split-digits with layer profiles lies in")
+    assert explorer.slider.disabled
+    explorer.base_button.click()
+    finish(explorer.training)
+    assert explorer.message == ""
+    assert explorer.source.label == "split-digits, all directions free, seed 0"
+    assert not explorer.slider.disabled
+    assert explorer._base.layout.display == "none"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": 7.0}, "ε = 7 is out of range: choose one between 1e-05 and 1"),
+        ({"eps": float("nan")}, "ε = nan is out of range"),
+        ({"layer": "layers.9"}, "there is no profile of layer 'layers.9'; there are layers.0, layers.1"),
+        ({"rule": "frobenus"}, "frobenius"),
+        ({"task": 0}, "there is no profile of task 0"),
+    ],
+)
+def test_bad_choices_are_said_in_the_widget(explorer, change, message):
+    before = explorer.state
+    explorer.set(**change)
+    assert message in explorer.message
+    assert 'role="alert"' in explorer.alert.value
+    assert explorer.state == before
+    explorer.set(eps=0.03)
+    assert explorer.message == ""
+
+
+def test_bad_sources_are_said_in_the_widget(runs, tmp_path):
+    model, moments = moments_and_model()
+    other = {"elsewhere": Moment(6)}
+    never_run = {**moments, "2": Moment(5)}
+    wider = {**moments, "0": Moment(7)}
+    wider["0"].update(torch.randn(4, 7))
+    (finetune,) = (runs / "split-digits" / "finetune").iterdir()
+    cases = [
+        (ThresholdExplorer(finetune, runs=tmp_path), "has no layer profiles"),
+        (ThresholdExplorer(load_run(finetune), runs=tmp_path), "has no layer profiles"),
+        (ThresholdExplorer(model, other, runs=tmp_path), "no partner for"),
+        (ThresholdExplorer(model, never_run, runs=tmp_path), "layer '2' was never run"),
+        (ThresholdExplorer(model, wider, runs=tmp_path), "belong to different layers or models"),
+        (ThresholdExplorer(model, runs=tmp_path), "needs the moments of its old inputs"),
+        (ThresholdExplorer([], runs=tmp_path), "there are no layer profiles"),
+        (ThresholdExplorer("permutted-digits", runs=tmp_path), "no benchmark and no run folder 'permutted-digits'"),
+        (ThresholdExplorer(tmp_path, runs=tmp_path), "no run lies in"),
+    ]
+    for explorer, message in cases:
+        assert message in explorer.message
+        assert explorer.view is None
+        explorer.set(eps=0.1)  # nothing to move, and nothing breaks
+
+
+def test_profiles_and_runs_in_memory(runs):
+    (folder,) = (runs / "permuted-digits" / "ness").iterdir()
+    loaded = load_run(folder)
+    states = [
+        ThresholdExplorer(source, runs=runs / "none") for source in (loaded, loaded.profiles, folder, str(folder))
+    ]
+    assert len({explorer.readings for explorer in states}) == 1
+
+
+def test_a_model_in_memory():
+    model, moments = moments_and_model()
+    explorer = ThresholdExplorer(model, moments, runs="nowhere")
+    assert explorer.message == ""
+    explorer.set(layer="0", eps=1.0)
+    assert explorer.readings[0].energy_share == pytest.approx(1.0)
+    assert explorer.train_button.disabled
+    assert "train=" in explorer.train_note.value
+    updates = {"0": torch.zeros(5, 6), "2": torch.zeros(3, 5)}
+    nothing = ThresholdExplorer((model, moments), updates=updates, runs="nowhere")
+    assert "the update is zero" in nothing.sentence.value
+
+
+def test_a_model_in_memory_trains_in_the_foreground():
+    stream = load_stream("split-digits", seed=0).first(2)
+
+    def make_model():
+        torch.manual_seed(0)
+        backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU())
+        return TaskModel(backbone, 8, [2, 2])
+
+    def train(rule, listeners):
+        return fit(make_model(), stream, NESS(NESSSettings(rule)), TrainingSettings(epochs=1), listeners=listeners)
+
+    model = make_model()
+    moments = collect_moments(model.backbone, [stream[0].normalise(stream[0].train.x)])
+    explorer = ThresholdExplorer(model.backbone, moments, train=train, runs="nowhere")
+    assert "waits until it is done" in explorer.train_note.value
+    explorer.train_button.click()
+    (trial,) = explorer.training.history
+    assert trial.status == "finished"
+    assert explorer.training.accuracy.shape == (2, 2)
+    assert not explorer.train_button.disabled
+
+
+def test_training_goes_into_the_history_and_the_csv(runs, tmp_path):
+    explorer = ThresholdExplorer("permuted-digits", runs=runs)
+    for eps in (0.1, 0.001):
+        explorer.set(eps=eps)
+        explorer.train_button.click()
+        assert explorer.train_button.disabled
+        finish(explorer.training)
+        assert not explorer.train_button.disabled
+    assert [trial.rule for trial in explorer.training.history] == ["frobenius:0.1", "frobenius:0.001"]
+    assert load_run(explorer.training.history[0].folder).config["options"]["filter"] == "frobenius:0.1"
+    assert explorer.training.table.value.count("<tr>") == 3
+    path = explorer.training.save_history(tmp_path / "deep" / "history.csv")
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert [float(row["ACC"]) for row in rows] == [trial.ACC for trial in explorer.training.history]
+    assert any("ε = 0.1" in label for label, _ in explorer.run_menu.options)
+    assert explorer.source.label.endswith("all directions free, seed 0")  # what is shown stays
+
+
+def test_a_child_that_fails_says_why(runs, tmp_path):
+    explorer = ThresholdExplorer("permuted-digits", runs=runs)
+    explorer.training.runs = tmp_path / "file"
+    explorer.training.runs.write_text("in the way")
+    explorer.train_button.click()
+    finish(explorer.training)
+    assert "this run failed" in explorer.training.status.value
+    assert explorer.training.history == []
+    assert not explorer.train_button.disabled
+
+
+def test_a_stop_is_heard_even_before_the_first_epoch(tmp_path):
+    limits = Limits(tasks=2)
+    everything = FrobeniusThreshold(1.0)
+    run("permuted-digits", filter=everything, epochs=40, limits=limits, runs=tmp_path, progress=False)
+    explorer = ThresholdExplorer(runs=tmp_path)
+    explorer.train_button.click()
+    explorer.training.stop_button.click()
+    finish(explorer.training)
+    (trial,) = explorer.training.history
+    assert trial.status == "stopped after 0 of 10 tasks"
+
+
+def test_the_accuracy_table_says_every_number():
+    table = accuracy_table([[90.0, np.nan], [80.0, 95.5]], ["a", "b <c>"], "NESS")
+    assert [number in table for number in (">90.0<", ">80.0<", ">95.5<")] == [True] * 3
+    assert "b &lt;c&gt;" in table
+    assert "ACC 87.8 %" in table
+
+
+def test_states_are_plain_values():
+    state = State(eps=0.02, side_by_side=True)
+    assert state.rules == (FrobeniusThreshold(0.02), NuclearThreshold(0.02))
+    assert State("nuclear", 0.02, side_by_side=True).rules == state.rules[::-1]
