@@ -7,6 +7,8 @@ import dataclasses
 import html
 import io
 import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +36,22 @@ from nesskit.widgets.explorer_source import (
     source_of_run,
     with_rule,
 )
-from nesskit.widgets.explorer_state import EXPONENTS, LARGEST, RULES, SMALLEST, Reading, State, points_at, read
+from nesskit.widgets.explorer_state import (
+    EXPONENTS,
+    LARGEST,
+    RULES,
+    SMALLEST,
+    STEP,
+    Reading,
+    State,
+    on_step,
+    points_at,
+    read,
+)
 from nesskit.widgets.explorer_training import Train, TrainingPanel
 from nesskit.widgets.explorer_view import ExplorerView
 
-STEP = 0.02  # of the exponent of ε: one key press
+ECHO_SECONDS = 1.0  # how long a browser may take to answer
 
 Explorable = Run | Path | str | Sequence[LayerProfile] | nn.Module | None
 
@@ -86,6 +99,7 @@ class ThresholdExplorer(widgets.VBox):
         self.readings: tuple[Reading, ...] = ()
         self.view: ExplorerView | None = None
         self._making_base = False
+        self._moves: deque[tuple[float, float]] = deque(maxlen=100)  # (when, ε) that did not come from the slider
         self._moving = False  # whether controls change because the state did
         self.benchmark = source if isinstance(source, str) and source in BENCHMARKS else ""
         self.training = TrainingPanel(runs, self._trained)
@@ -172,9 +186,7 @@ class ThresholdExplorer(widgets.VBox):
             self.task_menu.options = [(source.task_name(t), t) for t in source.curves]
             self.layer_menu.options = [("all layers", ""), *((name, name) for name in names)]
         if self.view is None or self.view.layers != names:
-            self.view = ExplorerView(
-                names, lambda eps: self.set(eps=eps), lambda layer: self.set(layer=layer), self._step
-            )
+            self.view = ExplorerView(names, self._move_to, lambda layer: self.set(layer=layer), self._step)
             self._figure.children = [self.view.canvas]
         self._update()
 
@@ -264,8 +276,12 @@ class ThresholdExplorer(widgets.VBox):
     # What is done
 
     def _step(self, steps: int) -> None:
-        exponent = math.log10(self.state.eps) + steps * STEP
-        self.set(eps=10 ** min(max(exponent, EXPONENTS[0]), EXPONENTS[1]))
+        self._move_to(self.state.eps * 10 ** (steps * STEP))
+
+    def _move_to(self, eps: float) -> None:
+        """Go to the nearest ε that the slider can show."""
+        self.set(eps=on_step(eps))
+        self._moves.append((time.monotonic(), self.state.eps))
 
     def _train_chosen(self, _: Any) -> None:
         rule: Filter = _rounded(self.readings[0].rule)
@@ -378,9 +394,17 @@ class ThresholdExplorer(widgets.VBox):
         return change
 
     def _echoes(self, eps: float) -> bool:
-        """Whether the slider only says back what it was set to, on its own steps: an ε from elsewhere lies between."""
-        dragging = self.view is not None and self.view.dragging
-        return dragging or abs(math.log10(eps) - STEP * round(math.log10(self.state.eps) / STEP)) < 1e-6
+        """Whether the slider only says back, on its own steps and maybe late, what it was set to; then it is set right.
+
+        A browser answers each ε that it is sent with the nearest one that its slider can show, correct to 15 digits.
+        """
+        now = time.monotonic()
+        sent = [self.state.eps, *(moved for moment, moved in self._moves if now - moment < ECHO_SECONDS)]
+        echo = eps != self.state.eps and any(math.isclose(eps, on_step(other)) for other in sent)
+        if echo:
+            with self._quiet():
+                self.slider.value = self.state.eps
+        return echo
 
     def _arrange(self) -> list[widgets.Widget]:
         wrap = widgets.Layout(flex_flow="row wrap", grid_gap="4px 12px")
@@ -436,7 +460,7 @@ def _numbers(readings: Sequence[Reading], state: State) -> str:
         "rule",
         "free directions r",
         "trainable parameters",
-        "interference ‖ΔW I‖<sub>F</sub>",
+        "interference ‖ΔW I‖, of ‖W I‖",
         "bound (Eq. 7)",
         "energy kept",
     )
@@ -466,7 +490,7 @@ def _numbers(readings: Sequence[Reading], state: State) -> str:
 
 
 def _cost(value: float, relative: float) -> str:
-    return f"{value:.3g}" + ("" if math.isnan(relative) else f" = {_percent(relative)} of ‖W I‖<sub>F</sub>")
+    return f"{value:.3g}" + ("" if math.isnan(relative) else f" = {_percent(relative)}")
 
 
 def _percent(share: float) -> str:
@@ -511,6 +535,10 @@ _CSS = """
   border: 1px solid var(--jp-layout-color0, white); }
 .nk-explorer table.nk-cells th { padding: 2px 6px; text-align: center; }
 .nk-explorer .nk-numbers { min-height: 54px; }
+.nk-explorer .nk-numbers table { table-layout: fixed; width: 830px; }  /* nothing below may shift while it is dragged */
+.nk-explorer .nk-numbers th, .nk-explorer .nk-numbers td { white-space: nowrap; overflow: hidden; }
+.nk-explorer .nk-numbers th:nth-child(1) { width: 165px; }
+.nk-explorer .nk-numbers th:nth-child(4) { width: 180px; }
 .nk-explorer .nk-message p { color: #a32008; margin: 4px 0; max-width: 900px; line-height: 1.4; }
 .nk-explorer .nk-error { color: #a32008; }
 .nk-explorer p { margin: 2px 0; line-height: 1.4; }

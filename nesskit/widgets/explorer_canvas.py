@@ -31,6 +31,12 @@ class LiveCanvas(Canvas):
         self._background: Any = None
         self._renderer: Any = None
 
+    def _handle_message(self, widget: Any, content: dict[str, Any], buffers: Any) -> None:
+        super()._handle_message(widget, content, buffers)
+        if content["type"] == "initialized":  # the page has drawn a handle to resize by; a change takes it away
+            self.resizable = True
+            self.resizable = False
+
     def draw_everything(self) -> None:
         """At the next redraw draw the background too: something else than the moving artists has changed."""
         self._background = None

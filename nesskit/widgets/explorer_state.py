@@ -14,6 +14,7 @@ RULES: dict[str, type[Threshold]] = {
     rule.name: rule for rule in (FrobeniusThreshold, NuclearThreshold, RelativeThreshold)
 }
 EXPONENTS = (-5.0, 0.0)  # of ε: at 1 every rule frees everything
+STEP = 0.01  # of the exponent: one key press, 2 % of ε
 SMALLEST, LARGEST = (10.0**exponent for exponent in EXPONENTS)
 
 
@@ -82,6 +83,12 @@ class Reading:
     def relative_bound(self) -> float:
         """The bound over ‖W I‖_F."""
         return ratio(self.bound, self.output_norm)
+
+
+def on_step(eps: float) -> float:
+    """The nearest ε on the steps of the slider."""
+    exponent = round(round(math.log10(max(eps, SMALLEST)) / STEP) * STEP, 2)
+    return float(10 ** min(exponent, EXPONENTS[1]))
 
 
 def points_at(curves: NetworkCurves, state: State) -> tuple[NetworkPoint, ...]:

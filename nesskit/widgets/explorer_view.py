@@ -20,7 +20,7 @@ from nesskit.filters import Threshold
 from nesskit.plots import BLUE, GRID, INK, MUTED, ORANGE, PURPLE, RULE_LOOKS, SKY, rule_name, style
 from nesskit.plots.drawing import Array, plain, tidy
 from nesskit.widgets.explorer_canvas import LiveCanvas
-from nesskit.widgets.explorer_state import LARGEST, RULES, SMALLEST, Reading, State
+from nesskit.widgets.explorer_state import RULES, SMALLEST, Reading, State
 
 COLUMNS = 6  # of small multiples
 
@@ -84,11 +84,6 @@ class ExplorerView:
         else:
             self.canvas.draw_everything()
 
-    @property
-    def dragging(self) -> bool:
-        """Whether the mouse holds the cut."""
-        return bool(self._grabbed)
-
     def png(self) -> bytes:
         """The figure as it stands."""
         stream = io.BytesIO()
@@ -122,7 +117,7 @@ class ExplorerView:
     def _motion_notify(self, event: Any) -> None:
         if self._grabbed and event.inaxes is self.spectrum.ax:
             eps = self.spectrum.eps_at(event.xdata, event.ydata, self._grabbed)
-            self._on_eps(float(np.clip(eps, SMALLEST, LARGEST)))
+            self._on_eps(float(eps))
 
     def _button_release(self, event: Any) -> None:
         self._motion_notify(event)  # browsers leave out motions that come fast, also the last

@@ -72,7 +72,7 @@ def test_the_slider_moves_by_keyboard_and_every_rank_is_right(page, explorer_pag
             (eps, _), drawn, lines = displayed(page), pixels(page), ask("explorer.view.line_data()")
             for _ in range(times):
                 page.keyboard.press(f"Arrow{key}")
-            wanted = eps * 10 ** (0.02 * (times if key == "Right" else -times))
+            wanted = eps * 10 ** (0.01 * (times if key == "Right" else -times))
             settle(page, lambda wanted=wanted: displayed(page)[0] == pytest.approx(wanted, rel=1e-6))
             eps, rank = displayed(page)
             assert float(page.locator(".nk-eps .widget-readout").inner_text()) == pytest.approx(eps, rel=0.01)
@@ -126,7 +126,7 @@ def test_twenty_quick_presses_leave_no_queue(page, explorer_page):
     for _ in range(20):
         page.keyboard.press("ArrowRight")
     pressed = time.monotonic()
-    settle(page, lambda: displayed(page)[0] == pytest.approx(start * 10**0.4, rel=0.03))
+    settle(page, lambda: displayed(page)[0] == pytest.approx(start * 10**0.2, rel=1e-6))
     assert time.monotonic() - pressed < 2.0
     drawn = pixels(page)
     page.wait_for_timeout(300)
