@@ -536,9 +536,12 @@ _CSS = """
 .nk-explorer table.nk-cells th { padding: 2px 6px; text-align: center; }
 .nk-explorer .nk-numbers { min-height: 54px; }
 .nk-explorer .nk-numbers table { table-layout: fixed; width: 830px; }  /* nothing below may shift while it is dragged */
-.nk-explorer .nk-numbers th, .nk-explorer .nk-numbers td { white-space: nowrap; overflow: hidden; }
-.nk-explorer .nk-numbers th:nth-child(1) { width: 165px; }
-.nk-explorer .nk-numbers th:nth-child(4) { width: 180px; }
+.nk-explorer .nk-numbers th, .nk-explorer .nk-numbers td { white-space: nowrap; overflow: hidden;
+  box-sizing: border-box; }
+.nk-explorer .nk-numbers th:nth-child(1) { width: 155px; }
+.nk-explorer .nk-numbers th:nth-child(2) { width: 110px; }
+.nk-explorer .nk-numbers th:nth-child(3) { width: 150px; }
+.nk-explorer .nk-numbers th:nth-child(4) { width: 185px; }
 .nk-explorer .nk-message p { color: #a32008; margin: 4px 0; max-width: 900px; line-height: 1.4; }
 .nk-explorer .nk-error { color: #a32008; }
 .nk-explorer p { margin: 2px 0; line-height: 1.4; }
