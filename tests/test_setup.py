@@ -1,5 +1,6 @@
 """What a new machine needs: the same dependencies everywhere, pinned, and an import that costs nothing."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright"
 
 def requirements():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    return [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
 
 
 def name_of(requirement):

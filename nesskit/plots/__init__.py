@@ -62,6 +62,7 @@ from nesskit.plots.network import (
     plot_feature_drift,
     plot_free_rank,
 )
+from nesskit.plots.notebook import show
 from nesskit.plots.spectra import (
     RULE_LOOKS,
     describe_null_space,
@@ -139,6 +140,7 @@ __all__ = [
     "rule_name",
     "save_sweep",
     "short_names",
+    "show",
     "spread_apart",
     "style",
 ]

@@ -1,0 +1,1 @@
+"""What keeps the notebooks of the course executed, releases them to students and grades what comes back."""

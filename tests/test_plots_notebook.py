@@ -1,0 +1,42 @@
+"""show(): a real kernel displays the picture with its description, closes the figure, and a strict re-run compares."""
+
+import base64
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+SOURCE = """
+import matplotlib.pyplot as plt
+from nesskit.plots import show
+figure, axes = plt.subplots(1, 2)
+axes[0].plot([1, 2])
+show({what}, "A line that rises from 1 to 2.")
+print(len(plt.get_fignums()))
+"""
+
+
+def executed(what="figure"):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SOURCE.format(what=what))])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    return notebook
+
+
+@pytest.mark.parametrize("what", ["figure", "axes[1]"])
+def test_a_figure_is_shown_once_with_its_description(what):
+    shown, printed = executed(what).cells[0].outputs
+    assert shown.output_type == "display_data"
+    assert base64.b64decode(shown.data["image/png"]).startswith(b"\x89PNG")
+    assert shown.metadata["image/png"]["alt"] == shown.data["text/plain"] == "A line that rises from 1 to 2."
+    assert printed.text == "0\n"
+
+
+def test_a_strict_re_run_passes_and_finds_another_description(tmp_path):
+    notebook = executed()
+    for name, alt, code in (("same", "A line that rises from 1 to 2.", 0), ("other", "A line that falls.", 1)):
+        notebook.cells[0].outputs[0].data["text/plain"] = alt
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+        command = [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", f"{name}.ipynb"]
+        assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == code
