@@ -1,7 +1,7 @@
 """Run notebooks and keep their outputs in place: python -m course.execute [NOTEBOOK ...], by default all of them.
 
-What is kept is what a strict re-run compares and a reader sees: outputs and execution counts. Widget state, times and
-the names of the machine's kernels are left out.
+What is kept is what a strict re-run compares and a reader sees: outputs and execution counts. Widgets stay as the
+picture that they display; their views and state, times and the names of the machine's kernels are left out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from nbformat import NotebookNode
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SECONDS_PER_CELL = 600
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -46,6 +47,9 @@ def execute(path: Path) -> NotebookNode:
     )
     client.execute()
     notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET_VIEW, None)  # without its state it would hide the picture beside it
     return notebook
 
 

@@ -207,7 +207,8 @@ def test_a_restricted_run_says_so_and_starts_at_its_own_threshold(runs):
 
 def test_a_static_figure_for_pages_without_a_kernel(explorer, tmp_path):
     for one in (explorer, ThresholdExplorer(runs=tmp_path)):
-        bundle = one._repr_mimebundle_()
+        bundle, metadata = one._repr_mimebundle_()
+        assert metadata["image/png"]["alt"]
         assert bundle["text/plain"] == "ThresholdExplorer"  # no address, nothing that depends on the runs
         assert bundle["image/png"].startswith("iVBOR")
         assert "application/vnd.jupyter.widget-view+json" in bundle

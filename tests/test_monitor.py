@@ -378,6 +378,7 @@ def test_every_control_is_described_and_can_be_found(finished):
 
 
 def test_pages_without_widgets_show_a_picture(finished):
-    bundle = RunMonitor(finished.folder)._repr_mimebundle_()
+    bundle, metadata = RunMonitor(finished.folder)._repr_mimebundle_()
+    assert "accuracy matrix" in metadata["image/png"]["alt"]
     assert imread(io.BytesIO(base64.b64decode(bundle["image/png"]))).shape[:2] == (490, 960)
     assert bundle["text/plain"] == "Run monitor"

@@ -279,7 +279,8 @@ def test_every_control_is_described_and_can_be_found(viewer):
 
 
 def test_pages_without_widgets_show_a_picture(viewer):
-    bundle = viewer._repr_mimebundle_()
+    bundle, metadata = viewer._repr_mimebundle_()
+    assert metadata["image/png"]["alt"].startswith("Directions of the inputs")
     picture = imread(io.BytesIO(base64.b64decode(bundle["image/png"])))
     assert picture.shape[0] > picture.shape[1] > 400
     assert bundle["text/plain"] == "Subspace viewer"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import html
 import io
@@ -50,8 +49,14 @@ from nesskit.widgets.explorer_state import (
 )
 from nesskit.widgets.explorer_training import Train, TrainingPanel
 from nesskit.widgets.explorer_view import ExplorerView
+from nesskit.widgets.live import picture_bundle
 
 ECHO_SECONDS = 1.0  # how long a browser may take to answer
+
+ALT = (
+    "The spectrum of a layer's inputs with the cut at ε₁: which directions it frees, what an update in them disturbs, "
+    "and how much of the update they keep."
+)
 
 Explorable = Run | Path | str | Sequence[LayerProfile] | nn.Module | None
 
@@ -133,11 +138,10 @@ class ThresholdExplorer(widgets.VBox):
         with self._saying_errors():
             self._show_source(load_source(folder))
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The widget, and for pages without a kernel the figure as it stands."""
-        bundle: dict[str, Any] = super()._repr_mimebundle_(**kwargs)
-        picture = self.view.png() if self.view is not None else _blank_png()
-        return {**bundle, "text/plain": "ThresholdExplorer", "image/png": base64.b64encode(picture).decode()}
+        picture, alt = (self.view.png(), ALT) if self.view is not None else (_blank_png(), "No run to show yet.")
+        return picture_bundle(super()._repr_mimebundle_(**kwargs), "ThresholdExplorer", alt, picture)
 
     # What is chosen
 

@@ -33,15 +33,20 @@ def live_canvas(figure: Figure, moving: Iterable[Artist] = ()) -> LiveCanvas:
     return canvas
 
 
-def picture_bundle(bundle: dict[str, Any], text: str, figures: Sequence[Figure]) -> dict[str, Any]:
-    """What a widget displays itself as: beside the live view a line of text and a picture of its figures.
+def picture_bundle(bundle: dict[str, Any], text: str, alt: str, png: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a widget displays itself as, and its metadata: beside the live view a line of text and a picture.
 
-    Pages that run no widgets (a repository's web view, nbconvert, paper) show the picture. Figures are stacked, so they
-    must be equally wide.
+    Pages that run no widgets (a repository's web view, nbconvert, paper) show the picture, and read out ``alt``.
     """
+    data = {**bundle, "text/plain": text, "image/png": base64.b64encode(png).decode()}
+    return data, {"image/png": {"alt": alt}}
+
+
+def stacked(figures: Sequence[Figure]) -> bytes:
+    """Equally wide figures, one below the other, as one PNG."""
     picture = io.BytesIO()
     imsave(picture, np.concatenate([_pixels(figure) for figure in figures]))
-    return {**bundle, "text/plain": text, "image/png": base64.b64encode(picture.getvalue()).decode()}
+    return picture.getvalue()
 
 
 def text_line(css_class: str) -> widgets.HTML:

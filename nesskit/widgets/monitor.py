@@ -24,7 +24,7 @@ from nesskit.plots import BLUE, GRID, INK, MUTED, RED, VERMILLION, cell_colours,
 from nesskit.plots.drawing import CELL_INK, CELL_LIGHT, cell_font_size, frame_cells, mix, plain_log_scale, tidy
 from nesskit.records import STOP, EpochRecord, Run, RunFolder
 from nesskit.settings import RunSettings
-from nesskit.widgets.live import live_canvas, new_figure, picture_bundle, say, text_line
+from nesskit.widgets.live import live_canvas, new_figure, picture_bundle, say, stacked, text_line
 from nesskit.widgets.process import EventFollower, RunProcess
 
 Status = Literal[
@@ -312,8 +312,9 @@ class RunMonitor(widgets.VBox):
                 say(self._notice, f"{type(error).__name__}: {error}", "The monitor has failed:")
                 raise
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        return picture_bundle(super()._repr_mimebundle_(**kwargs), "Run monitor", [self._plots.figure])
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        alt = "The run so far: loss and learning rate by epoch, the accuracy matrix, how much each task was forgotten."
+        return picture_bundle(super()._repr_mimebundle_(**kwargs), "Run monitor", alt, stacked([self._plots.figure]))
 
 
 class RunFigure:

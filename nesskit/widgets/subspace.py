@@ -28,7 +28,7 @@ from nesskit.networks import TaskModel
 from nesskit.plots import BLUE, GREY, INK, MUTED, ORANGE, VERMILLION, style
 from nesskit.plots.drawing import tidy
 from nesskit.spectrum import Moment, Spectrum
-from nesskit.widgets.live import DPI, live_canvas, new_figure, picture_bundle, say, text_line
+from nesskit.widgets.live import DPI, live_canvas, new_figure, picture_bundle, say, stacked, text_line
 
 Array = NDArray[np.float64]
 
@@ -264,10 +264,11 @@ class SubspaceViewer(widgets.VBox):
             text += f" (before {trial.accuracies[0]:.1f} %), {changed} of {len(self.x)} predictions changed."
         say(self._about, text, f"Direction {i} of {d} is {kind}:")
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        alt = "Directions of the inputs as images, from the most to the least used, and an input split into its parts."
         figures = [self._directions.figure, self._parts.figure]
         figures += [] if self._trial is None else [self._outcome.figure]
-        return picture_bundle(super()._repr_mimebundle_(**kwargs), "Subspace viewer", figures)
+        return picture_bundle(super()._repr_mimebundle_(**kwargs), "Subspace viewer", alt, stacked(figures))
 
 
 class Trial:
