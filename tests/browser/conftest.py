@@ -4,7 +4,7 @@ import importlib.util
 import shutil
 
 import pytest
-from pages import ROOT, chromium, find_chromium, lab, open_page, run_all, voila
+from pages import ROOT, chromium, find_chromium, lab, open_in_lab, open_page, voila
 
 from nesskit import FrobeniusThreshold, Limits, run
 
@@ -53,8 +53,7 @@ def explorer_page(request, browser, workplace):
     try:
         server.wait_until_up()
         if request.param == "lab":
-            page = open_page(browser, f"{server.url}/lab/tree/notebooks/explorer.ipynb")
-            run_all(page)
+            page = open_in_lab(browser, server, "notebooks/explorer.ipynb")
         else:
             page = open_page(browser, server.url)
         page.locator(f"{EXPLORER} .nk-numbers tbody tr").wait_for(timeout=60_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 from jupyter_client import BlockingKernelClient
 
 ROOT = Path(__file__).parents[2]
@@ -166,6 +168,7 @@ HARMLESS = (  # what a page without internet and with other extensions says anyw
     "cdnjs",
     "nbdime",
     "nbgrader",
+    "The getter for the shared module is not a function",  # Voilà, beside the extensions of nbdime and nbgrader
     "favicon",
     "net::ERR_INTERNET_DISCONNECTED",
     "net::ERR_NAME_NOT_RESOLVED",
@@ -192,3 +195,44 @@ def run_all(page):
     page.get_by_text("| Idle").first.wait_for(timeout=60_000)
     page.locator("#jp-MainMenu").get_by_text("Run", exact=True).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+
+
+def open_in_lab(browser, server, notebook):
+    """A page with the notebook (a path from the server's folder) in JupyterLab, Run All pressed."""
+    page = open_page(browser, f"{server.url}/lab/tree/{notebook}")
+    run_all(page)
+    return page
+
+
+def write_notebook(sources, path):
+    """A notebook of code cells that opens without a question for its kernel."""
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    cells = [nbformat.v4.new_code_cell(source.strip()) for source in sources]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+
+
+def settle(page, changed, seconds=10):
+    """Wait until ``changed()`` is true."""
+    deadline = time.monotonic() + seconds
+    while not changed():
+        assert time.monotonic() < deadline, "the page did not follow"
+        page.wait_for_timeout(20)
+
+
+def pixels(page, canvas):
+    """A number for what the first element that matches ``canvas`` looks like."""
+    return hashlib.sha256(page.locator(canvas).first.screenshot()).hexdigest()
+
+
+def shades(canvas):
+    """How many values the pixels of a canvas have; a blank one has a few."""
+    return canvas.evaluate("c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size")
+
+
+def is_there(pid):
+    """Whether a process of that number exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,10 +1,9 @@
 """The threshold explorer in a real Chromium, in JupyterLab and as a Voilà page: what a person sees is what is true."""
 
-import hashlib
-import os
 import time
 
 import pytest
+from pages import is_there, pixels, settle, shades
 
 from nesskit import FrobeniusThreshold, load_run, profiles_by_task
 from nesskit.analysis.spectra import OwnCoordinates
@@ -29,25 +28,6 @@ def expected_rank(workplace, eps, task=1):
     return sum(FrobeniusThreshold(eps).null_rank(spectrum) for spectrum in spectra)
 
 
-def settle(page, changed, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not changed():
-        assert time.monotonic() < deadline, "the page did not follow"
-        page.wait_for_timeout(20)
-
-
-def is_there(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def pixels(page):
-    return hashlib.sha256(page.locator(CANVAS).first.screenshot()).hexdigest()
-
-
 @pytest.fixture
 def page(explorer_page):
     page, _ = explorer_page
@@ -59,9 +39,8 @@ def page(explorer_page):
 def test_the_page_is_not_empty(page):
     assert page.locator(ROWS).count() == 1
     assert page.locator(f"{SLIDER}").get_attribute("aria-valuenow") is not None
-    shades = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
     canvas = page.locator(CANVAS).first
-    settle(page, lambda: canvas.evaluate(shades) > 20)  # a drawing, not one blank colour
+    settle(page, lambda: shades(canvas) > 20)  # a drawing, not one blank colour
 
 
 def test_the_slider_moves_by_keyboard_and_every_rank_is_right(page, explorer_page, workplace):
@@ -69,7 +48,7 @@ def test_the_slider_moves_by_keyboard_and_every_rank_is_right(page, explorer_pag
     page.locator(SLIDER).focus()
     with server.kernel() as ask:
         for key, times in (("Right", 1), ("Right", 12), ("Left", 30), ("Right", 5), ("Left", 2)):
-            (eps, _), drawn, lines = displayed(page), pixels(page), ask("explorer.view.line_data()")
+            (eps, _), drawn, lines = displayed(page), pixels(page, CANVAS), ask("explorer.view.line_data()")
             for _ in range(times):
                 page.keyboard.press(f"Arrow{key}")
             wanted = eps * 10 ** (0.01 * (times if key == "Right" else -times))
@@ -78,7 +57,7 @@ def test_the_slider_moves_by_keyboard_and_every_rank_is_right(page, explorer_pag
             assert float(page.locator(".nk-eps .widget-readout").inner_text()) == pytest.approx(eps, rel=0.01)
             assert rank == expected_rank(workplace, eps)
             assert ask("explorer.view.line_data()")["height frobenius"] == [eps, eps] != lines["height frobenius"]
-            settle(page, lambda drawn=drawn: pixels(page) != drawn)
+            settle(page, lambda drawn=drawn: pixels(page, CANVAS) != drawn)
 
 
 def test_the_slider_moves_by_mouse(page, workplace):
@@ -128,9 +107,9 @@ def test_twenty_quick_presses_leave_no_queue(page, explorer_page):
     pressed = time.monotonic()
     settle(page, lambda: displayed(page)[0] == pytest.approx(start * 10**0.2, rel=1e-6))
     assert time.monotonic() - pressed < 2.0
-    drawn = pixels(page)
+    drawn = pixels(page, CANVAS)
     page.wait_for_timeout(300)
-    assert pixels(page) == drawn
+    assert pixels(page, CANVAS) == drawn
 
 
 def test_both_rules_stand_side_by_side(page, explorer_page):
