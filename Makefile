@@ -14,8 +14,8 @@ help:
 	@echo "make demo      see NESS remember what fine-tuning forgets (about a minute after installation)"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make explorer  the threshold explorer as a page of its own (Voilà)"
-	@echo "make test      linters, types and tests"
-	@echo "make test-browser  the explorer in a real browser; skips without a Chromium"
+	@echo "make test      linters, types and tests, also in a real browser if there is a Chromium"
+	@echo "make test-browser  the tests in a real browser alone"
 	@echo "make setup     install into $(VENV) only"
 	@echo "make clean     remove $(VENV) and caches (runs/ and data/ stay)"
 
@@ -43,10 +43,11 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --ignore=tests/browser
+	$(MAKE) --no-print-directory test-browser
 
-# In a real browser (Debian's chromium, say): JupyterLab and Voilà are started, keys pressed, the mouse moved.
+# JupyterLab and Voilà are started, keys pressed, the mouse moved. By itself: a running browser holds the event loop.
 test-browser: $(INSTALLED)
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest -rs tests/browser
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
