@@ -1,4 +1,4 @@
-"""The threshold explorer: look-ups, slider event to new artists, redraw, and key press to changed pixels in Chromium.
+"""The threshold explorer: curves from moments, look-ups, slider event to new artists, key press to pixels in Chromium.
 
 Run: python speed/explorer.py            (everything; the browser part needs Chromium and playwright)
      python speed/explorer.py --kernel   (without a browser)
@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
 
 import pages
 
-from nesskit import FrobeniusThreshold, LayerProfile, NetworkCurves, run
+from nesskit import FrobeniusThreshold, LayerProfile, Moment, NetworkCurves, profile_layers, run
 from nesskit.widgets import ThresholdExplorer
 
 NETWORKS = {  # inputs and outputs of every layer
@@ -59,6 +60,18 @@ def profiles_of(shapes: list[tuple[int, int]]) -> list[LayerProfile]:
     ]
 
 
+def seconds_from_moments(shapes: list[tuple[int, int]]) -> float:
+    """From one moment a layer, with its weight and an update, to all curves: eigen-decompositions and sums."""
+    moments, weights, updates = {}, {}, {}
+    for k, (d, outputs) in enumerate(shapes):
+        moments[f"layer{k}"] = Moment(d)
+        moments[f"layer{k}"].update(torch.randn(2 * d, d, dtype=torch.float64) * torch.arange(1.0, d + 1) ** -0.5)
+        weights[f"layer{k}"], updates[f"layer{k}"] = torch.randn(outputs, d), torch.randn(outputs, d)
+    started = time.perf_counter()
+    NetworkCurves.of(profile_layers(moments, weights, updates))
+    return time.perf_counter() - started
+
+
 def milliseconds(action: Callable[[float], object], repeats: int = 60) -> list[float]:
     """Of ``action`` at as many ε."""
     times = []
@@ -76,6 +89,7 @@ def report(what: str, times: list[float], aim: str = "") -> None:
 def in_the_kernel() -> None:
     for name, shapes in NETWORKS.items():
         print(name)
+        print(f"  {'all curves from given moments':46} {seconds_from_moments(shapes):7.2f} s (AlexNet < 10)")
         profiles = profiles_of(shapes)
         curves = NetworkCurves.of(profiles)
         curves.at(FrobeniusThreshold(0.1))
