@@ -15,18 +15,14 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+from course.levels import all_notebooks
+
 SECONDS_PER_CELL = 600
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-
-
-def all_notebooks() -> list[Path]:
-    """Every notebook of the course and the explorer's page."""
-    return sorted(path for path in NOTEBOOKS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 
 
 def execute(path: Path) -> NotebookNode:

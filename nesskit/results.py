@@ -17,9 +17,12 @@ NEEDED = ("config", "environment", "data", "accuracy", "seconds", "history")
 
 
 def results_folder() -> Path:
-    """``data/results`` of the checkout that nesskit is imported from, else of the current folder."""
+    """``data/results`` of the checkout that nesskit is imported from, else of the current folder or the nearest above."""
+    here = Path.cwd()
     checkout = Path(__file__).resolve().parents[1]
-    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "data" / "results"
+    places = [checkout] if (checkout / "pyproject.toml").is_file() else [here, *here.parents]
+    folders = [place / "data" / "results" for place in places]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def record_run(run: Run, folder: Path | str | None = None) -> Path:

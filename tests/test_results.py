@@ -132,6 +132,16 @@ def test_every_result_of_the_project_has_its_provenance(benchmark):
     assert results_folder().is_dir()
 
 
+def test_results_beside_an_installed_library_are_found_from_below(tmp_path, monkeypatch):
+    monkeypatch.setattr("nesskit.results.__file__", str(tmp_path / "site-packages" / "nesskit" / "results.py"))
+    level = tmp_path / "student" / "1_foundations"
+    level.mkdir(parents=True)
+    monkeypatch.chdir(level)
+    assert results_folder() == level / "data" / "results"
+    (tmp_path / "student" / "data" / "results").mkdir(parents=True)
+    assert results_folder() == tmp_path / "student" / "data" / "results"
+
+
 def test_the_table_on_the_command_line(capsys):
     main(["table", "split-cifar100"])
     text = capsys.readouterr().out

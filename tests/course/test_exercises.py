@@ -1,0 +1,170 @@
+"""Every exercise of the course, graded for real: right, left empty, typically mistaken, raising, killing the kernel.
+
+Copies are handed in by students of these names, and graded in one go. ``make test`` takes one notebook a level, ``make
+test-all`` all of them; see the marker ``every``.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from marks import feedback_of, points_of, read_marks
+
+from course.grade import grade
+from course.guards import HIDDEN
+from course.levels import answer_cells, grade_id, graded_cells, levels
+from course.release import student_version
+
+MISTAKES = Path(__file__).parent / "mistakes"
+REGION = re.compile(r"( *)### BEGIN SOLUTION.*### END SOLUTION", re.DOTALL)
+TRACEBACK = "Traceback (most recent call last)"
+
+pytestmark = pytest.mark.timeout(3600)  # the first test waits for all copies
+
+
+def mistakes_of(path):
+    """{grade_id of the answer: {"source": …, "message": …}}."""
+    file = MISTAKES / f"{path.stem[:2]}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def parameters(values=lambda path: [()]):
+    """(path, …) of every notebook; all but the first of a level are marked ``every``."""
+    return [
+        pytest.param(path, *value, id="-".join([path.stem, *value]), marks=[pytest.mark.every] if index else [])
+        for notebooks in levels().values()
+        for index, path in enumerate(notebooks)
+        for value in values(path)
+    ]
+
+
+NOTEBOOKS = parameters()
+NOTEBOOKS_AND_MISTAKES = parameters(lambda path: [(name,) for name in mistakes_of(path)])
+
+
+def with_answers(path, change):
+    """The notebook with every answer replaced by ``change(index, cell)``."""
+    notebook = nbformat.read(path, as_version=4)
+    for index, cell in enumerate(answer_cells(notebook)):
+        cell.source = change(index, cell)
+    return notebook
+
+
+def body(cell, statement):
+    """The answer with ``statement`` in place of the solution."""
+    return REGION.sub(lambda found: f"{found[1]}{statement}", cell.source)
+
+
+def copies(path):
+    """(student, notebook) of everything that is handed in."""
+    mistakes = mistakes_of(path)
+    yield "right", nbformat.read(path, as_version=4)
+    yield "empty", student_version(path)
+    yield "raising", with_answers(path, lambda _, cell: body(cell, f"raise OSError('{grade_id(cell)} is broken')"))
+    yield "killing", with_answers(path, lambda i, cell: cell.source if i else body(cell, "__import__('os')._exit(1)"))
+    for name, mistake in mistakes.items():
+        wrong = with_answers(
+            path, lambda _, cell, name=name, new=mistake["source"]: new if grade_id(cell) == name else cell.source
+        )
+        yield f"wrong {name[-1]}", wrong
+
+
+class Outcome:
+    """What grading all copies gave."""
+
+    def __init__(self, table):
+        self.folder, self.marks = table.parent, read_marks(table)
+
+    def points(self, student, path):
+        row = self.marks[student, path.stem]
+        assert row["note"] == ""
+        return points_of(row)
+
+    def page(self, student, path):
+        return self.folder / "feedback" / student / path.parent.name / f"{path.stem}.html"
+
+    def tracebacks(self, student, path):
+        return self.page(student, path).read_text(encoding="utf-8").count(TRACEBACK)
+
+
+@pytest.fixture(scope="module")
+def graded(request, tmp_path_factory):
+    """All copies of the notebooks that the selected tests ask for."""
+    folder = tmp_path_factory.mktemp("exercises")
+    wanted = {item.callspec.params["path"] for item in request.session.items if "graded" in item.fixturenames}
+    for path in sorted(wanted):
+        level = path.parent.name
+        (folder / "source" / level).mkdir(parents=True, exist_ok=True)
+        (folder / "source" / level / path.name).write_bytes(path.read_bytes())
+        for student, notebook in copies(path):
+            copy = folder / "submitted" / student / level / path.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(notebook, copy)
+    return Outcome(grade(folder / "submitted", folder / "grades", folder / "source"))
+
+
+def full(path):
+    """The points of the exercises, and the names of their tests."""
+    cells = graded_cells(nbformat.read(path, as_version=4))
+    return [cell.metadata.nbgrader.points for cell in cells], [grade_id(cell) for cell in cells]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_right_answers_get_all_points(path, graded):
+    assert graded.points("right", path) == full(path)[0]
+    assert graded.tracebacks("right", path) == 0
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_an_empty_copy_is_asked_for_answers_by_visible_tests(path, graded):
+    points, names = full(path)
+    assert graded.points("empty", path) == [0] * len(points)
+    assert graded.tracebacks("empty", path) == len(points)  # and the story goes on
+    for cell in graded_cells(nbformat.read(path, as_version=4)):
+        text = feedback_of(graded.page("empty", path), grade_id(cell))
+        assert "NotImplementedError" in text
+        visible = cell.source[: HIDDEN.search(cell.source).start()].count("\n")
+        assert int(re.search(r"Cell In\[\d+\], line (\d+)", text)[1]) <= visible
+    assert len(names) == len(points)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_an_exception_costs_the_exercise_and_is_shown(path, graded):
+    points, names = full(path)
+    assert graded.points("raising", path) == [0] * len(points)
+    assert graded.tracebacks("raising", path) == len(points)
+    for name in names:
+        assert f"{name.replace('test', 'answer')} is broken" in feedback_of(graded.page("raising", path), name)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_a_killed_kernel_costs_one_exercise(path, graded):
+    points, names = full(path)
+    assert graded.points("killing", path) == [0, *points[1:]]
+    assert graded.tracebacks("killing", path) == 0
+    assert "The kernel died" in feedback_of(graded.page("killing", path), names[0])
+
+
+@pytest.mark.parametrize(("path", "answer"), NOTEBOOKS_AND_MISTAKES)
+def test_a_typical_mistake_costs_its_exercise_and_is_named(path, answer, graded):
+    points, names = full(path)
+    student, test = f"wrong {answer[-1]}", answer.replace("answer", "test")
+    expected = [0 if name == test else value for name, value in zip(names, points, strict=True)]
+    assert graded.points(student, path) == expected
+    assert graded.tracebacks(student, path) == 1
+    text = feedback_of(graded.page(student, path), test)
+    *_, raised = text.split(TRACEBACK)  # the source of the test holds the message, too
+    assert mistakes_of(path)[answer]["message"] in raised.rpartition("AssertionError: ")[2]
+
+
+@pytest.mark.parametrize("path", [value.values[0] for value in NOTEBOOKS], ids=lambda path: path.stem)
+def test_every_exercise_has_its_mistake(path):
+    answers = [grade_id(cell) for cell in answer_cells(nbformat.read(path, as_version=4))]
+    assert list(mistakes_of(path)) == answers
+
+
+def test_every_mistake_has_its_exercise():
+    numbers = {path.stem[:2] for notebooks in levels().values() for path in notebooks}
+    assert {path.stem for path in MISTAKES.glob("*.toml")} <= numbers
