@@ -17,7 +17,7 @@ NEEDED = ("config", "environment", "data", "accuracy", "seconds", "history")
 
 
 def results_folder() -> Path:
-    """``data/results`` of the checkout that nesskit is imported from, else of the current folder or the nearest above."""
+    """``data/results`` of the checkout that nesskit is imported from, else of this folder or the nearest above it."""
     here = Path.cwd()
     checkout = Path(__file__).resolve().parents[1]
     places = [checkout] if (checkout / "pyproject.toml").is_file() else [here, *here.parents]
