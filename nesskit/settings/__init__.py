@@ -1,0 +1,26 @@
+"""All settings of a run, as frozen dataclasses that JSON round-trips.
+
+The Python functions, the flags of the command line and the controls of the widgets are made from these fields, so a
+setting that is added here appears everywhere. Nothing here imports torch: printing a help text must be fast.
+"""
+
+from __future__ import annotations
+
+from nesskit.settings.fields import flatten, from_dict, to_dict
+from nesskit.settings.methods import METHOD_SETTINGS, FinetuneSettings, JointSettings, MethodSettings, NESSSettings
+from nesskit.settings.run import RunSettings
+from nesskit.settings.training import NetworkSettings, TrainingSettings
+
+__all__ = [
+    "METHOD_SETTINGS",
+    "FinetuneSettings",
+    "JointSettings",
+    "MethodSettings",
+    "NESSSettings",
+    "NetworkSettings",
+    "RunSettings",
+    "TrainingSettings",
+    "flatten",
+    "from_dict",
+    "to_dict",
+]

@@ -1,0 +1,60 @@
+"""The settings of every method, by the method's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nesskit.errors import SettingsError
+from nesskit.filters import Filter, FrobeniusThreshold, HardFilter
+from nesskit.settings.fields import check_types, require
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """Base of the settings of one method; methods without any use it as it is."""
+
+
+@dataclass(frozen=True)
+class NESSSettings(MethodSettings):
+    """NESS: ΔW = U V with U frozen in the directions where old inputs are small (paper, Section 3)."""
+
+    filter: Filter = field(default_factory=lambda: FrobeniusThreshold(0.03))
+    """Which directions are free, as name:value, for example frobenius:0.03 or nuclear:0.001."""
+    memory: Literal["moments", "data"] = "moments"
+    """moments: one d × d matrix a layer, no old data kept; data: keep old data, recompute with today's weights."""
+    coefficient_decay: float | None = None
+    """Weight decay on V, the paper's soft form of Eq. 8; None: the weight_decay of the training."""
+    stability: float | None = None
+    """ε of Eq. 2. If set, ‖V‖₂ ≤ √ε/σ_j is kept exactly, so that no old output moves by more than √ε per layer."""
+    bias: Literal["frozen", "augment"] = "frozen"
+    """frozen: biases stay as task 1 left them (paper); augment: a constant input 1 protects them too."""
+    layers: tuple[str, ...] = ()
+    """Names of the layers to adapt; empty: every Linear and Conv2d of the backbone."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not isinstance(self.filter, Filter):
+            raise SettingsError(f"filter must be a filter such as FrobeniusThreshold(0.03), got {self.filter!r}")
+        decay, stability = self.coefficient_decay, self.stability
+        require(self, "coefficient_decay", decay is None or decay >= 0, "at least 0")
+        require(self, "stability", stability is None or stability > 0, "above 0")
+        if stability is not None and not isinstance(self.filter, HardFilter):
+            raise SettingsError("stability needs a hard filter: a soft one has no last free singular value σ_j")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(MethodSettings):
+    """Fine-tuning: train every weight on each task in turn and do nothing against forgetting."""
+
+
+@dataclass(frozen=True)
+class JointSettings(MethodSettings):
+    """Joint training: all tasks at once, the ceiling for every method that sees them one after another."""
+
+
+METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
+    "ness": NESSSettings,
+    "finetune": FinetuneSettings,
+    "joint": JointSettings,
+}

@@ -1,0 +1,73 @@
+"""How tasks are trained, and which network learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nesskit.settings.fields import check_types, require
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How every task is trained, whatever the method."""
+
+    epochs: int = 30
+    """Epochs per task, at most."""
+    batch_size: int = 64
+    """Samples per training step."""
+    optimizer: Literal["sgd", "adam", "sam"] = "sgd"
+    """sgd has momentum; sam is sharpness-aware minimisation around sgd."""
+    lr: float = 0.05
+    """Learning rate at the start of every task."""
+    momentum: float = 0.9
+    """Momentum of sgd and of sgd inside sam; adam ignores it."""
+    weight_decay: float = 0.0
+    """λ: pulls weights to zero in task 1, afterwards the coefficients V and the head."""
+    lr_factor: float = 0.5
+    """The learning rate is multiplied by this when the validation loss has not improved for lr_patience epochs."""
+    lr_patience: int = 0
+    """Epochs without a lower validation loss before the learning rate falls; 0: it never falls."""
+    lr_minimum: float = 0.0
+    """A task ends early when the learning rate would fall under this."""
+    sam_rho: float = 0.05
+    """Radius of the neighbourhood that sam looks at."""
+    sam_tasks: Literal["all", "first"] = "all"
+    """Tasks that sam trains; with first, the later ones take plain sgd steps (as the authors' code does)."""
+    evaluation_batch_size: int = 256
+    """Samples per batch of an evaluation; matters for accuracies where BatchNorm uses batch statistics."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the training steps; bfloat16 is mixed precision (weights and moments stay float32 and float64)."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "epochs", self.epochs >= 1, "at least 1")
+        require(self, "batch_size", self.batch_size >= 1, "at least 1")
+        require(self, "evaluation_batch_size", self.evaluation_batch_size >= 1, "at least 1")
+        require(self, "lr", self.lr > 0, "above 0")
+        require(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
+        require(self, "weight_decay", self.weight_decay >= 0, "at least 0")
+        require(self, "lr_factor", 0 < self.lr_factor < 1, "between 0 and 1")
+        require(self, "lr_patience", self.lr_patience >= 0, "at least 0")
+        require(self, "lr_minimum", self.lr_minimum >= 0, "at least 0")
+        require(self, "sam_rho", self.sam_rho > 0, "above 0")
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Which network learns; every task gets a linear head of its own on top."""
+
+    name: Literal["mlp", "alexnet", "resnet18"] = "mlp"
+    """Architecture of the backbone that all tasks share."""
+    widths: tuple[int, ...] = (128, 128)
+    """Widths of the hidden layers (mlp only)."""
+    bias: bool = False
+    """Whether the layers have biases (mlp only)."""
+    norm: Literal["batch", "running"] = "batch"
+    """BatchNorm's statistics at test time: of the batch (paper), or running averages that NESS stops after task 1."""
+    stem_stride: Literal[1, 2] = 1
+    """Stride of the first convolution (resnet18 only): 1 for images of 32 × 32, 2 for 84 × 84."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "widths", all(width >= 1 for width in self.widths), "at least 1 each")
