@@ -132,8 +132,9 @@ class Trainer:
         last = tasks[-1]
         started = time.perf_counter()
         if self.stage is None:
-            for task_data in data:
-                self.method.begin_task(self.model, task_data)
+            with self._noise("begin task", last):
+                for task_data in data:
+                    self.method.begin_task(self.model, task_data)
             self.stage = Stage(Schedule(self.settings.lr))
         yield TaskStarted(last, self.stream[last].name, self.settings.epochs)
 
@@ -143,8 +144,9 @@ class Trainer:
 
         if self.stage.best_weights is not None:
             self.model.load_state_dict(self.stage.best_weights, strict=False)
-        for task_data in data:
-            self.run.profiles.extend(self.method.end_task(self.model, task_data))
+        with self._noise("end task", last):
+            for task_data in data:
+                self.run.profiles.extend(self.method.end_task(self.model, task_data))
         row = self._evaluate_row(last)
         self.run.memory = self.method.memory_report()
         self.stage, self.optimizer = None, None
@@ -191,8 +193,7 @@ class Trainer:
         # Entered anew for every step: autocast keeps its half-precision copies of the weights until it is left.
         autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16)
         precision = autocast if self.settings.precision == "bfloat16" else contextlib.nullcontext
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self.seed, "noise", *place))  # dropout and whatever else a model draws
+        with self._noise("noise", *place):  # dropout and whatever else a model or method draws
             for task_data, rows in _shuffled(data, self.settings.batch_size, shuffle):
                 batch = task_data.batch(task_data.train, rows.to(self.device))
                 with precision():
@@ -202,6 +203,13 @@ class Trainer:
         if not math.isfinite(mean):
             raise TrainingError(self._diverged(data[-1].index, stage.epochs_done))
         return mean
+
+    @contextlib.contextmanager
+    def _noise(self, *purpose: int | str) -> Iterator[None]:
+        """Torch's generator, seeded for one purpose inside and as it was before afterwards."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(self.seed, *purpose))
+            yield
 
     def _validate(self, data: Sequence[TaskData], epoch: int) -> tuple[float, float]:
         """Mean loss and accuracy (percent) over the validation examples of the stage."""

@@ -17,7 +17,7 @@ MODULES = {
 HELPERS = {"errors", "seeds", "spectrum", "filters", "settings"}
 FLOORS = [
     {*HELPERS, "streams", "networks"},
-    {"layers", "capture", "metrics", "optim", "events"},
+    {"layers", "capture", "metrics", "optim", "events", "projections"},
     {"methods", "records"},
     {"training", "benchmarks", "comparison", "progress", "results", "sweeps"},
     {"experiments", "analysis"},

@@ -5,13 +5,14 @@ from __future__ import annotations
 from nesskit.errors import UnknownNameError
 from nesskit.methods.base import Method
 from nesskit.methods.finetune import Finetune
+from nesskit.methods.gpm import GPM
 from nesskit.methods.joint import Joint
 from nesskit.methods.ness import NESS
 from nesskit.settings import MethodSettings
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (NESS, Finetune, Joint)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (NESS, Finetune, Joint, GPM)}
 
-__all__ = ["METHODS", "NESS", "Finetune", "Joint", "Method", "make_method"]
+__all__ = ["GPM", "METHODS", "NESS", "Finetune", "Joint", "Method", "make_method"]
 
 
 def make_method(name: str, settings: MethodSettings | None = None) -> Method:

@@ -23,7 +23,8 @@ class Method:
     """A way of learning one task after another; as it stands, plain training of every weight.
 
     The loop calls, for every task: ``begin_task``, then ``parameter_groups``; for every epoch ``train_mode``, ``step``
-    on each batch, then ``end_epoch``; finally ``end_task``. ``predict`` is called at any time.
+    on each batch, then ``end_epoch``; finally ``end_task``. ``predict`` is called at any time. What a method draws from
+    torch's generator in ``begin_task``, ``step`` and ``end_task`` is determined by the run's seed.
     """
 
     name: ClassVar[str]
@@ -53,6 +54,7 @@ class Method:
             optimizer.zero_grad()
             loss = self.loss(model, batch)
             loss.backward()
+            self.adjust_gradients(model)
             return loss
 
         loss: Tensor = optimizer.step(closure)  # type: ignore[assignment, arg-type]
@@ -61,6 +63,9 @@ class Method:
     def loss(self, model: TaskModel, batch: Batch) -> Tensor:
         """What a step minimises: the mean cross-entropy, unless a method adds to it."""
         return F.cross_entropy(model(batch.x, batch.task), batch.y)
+
+    def adjust_gradients(self, model: TaskModel) -> None:
+        """Called after every backward pass, before the optimizer sees the gradients: the place to project them."""
 
     def end_epoch(self, model: TaskModel) -> None:
         """Called after the steps of an epoch, before it is validated."""

@@ -20,13 +20,12 @@ from nesskit.errors import SpectrumError
 from nesskit.filters import Probe, Threshold
 from nesskit.layers import NESSConv2d, NESSLinear, adapt, adapted_layers, merge
 from nesskit.methods.base import Method
+from nesskit.methods.subspace import BATCH, keep_running_statistics
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import NESSSettings
 from nesskit.spectrum import LayerProfile, Moment, Spectrum, layer_profile
 from nesskit.streams.base import Normalisation, normalise
 from nesskit.streams.batches import TaskData
-
-BATCH = 256  # samples per forward pass when moments or gradients are collected
 
 
 class NullSpaceWarning(UserWarning):
@@ -107,9 +106,7 @@ class NESS(Method):
         """Training mode; after task 1 without BatchNorm's running averages, which would drift to the newest task."""
         model.train()
         if self.spaces:
-            for module in model.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            keep_running_statistics(model.backbone)
 
     def end_epoch(self, model: TaskModel) -> None:
         """Keep ‖V‖₂ ≤ √ε/σ_j exactly, where that is asked for (Eq. 8, for any rule: σ_j is the largest free σ)."""

@@ -7,13 +7,21 @@ setting that is added here appears everywhere. Nothing here imports torch: print
 from __future__ import annotations
 
 from nesskit.settings.fields import flatten, from_dict, to_dict
-from nesskit.settings.methods import METHOD_SETTINGS, FinetuneSettings, JointSettings, MethodSettings, NESSSettings
+from nesskit.settings.methods import (
+    METHOD_SETTINGS,
+    FinetuneSettings,
+    GPMSettings,
+    JointSettings,
+    MethodSettings,
+    NESSSettings,
+)
 from nesskit.settings.run import RunSettings
 from nesskit.settings.training import NetworkSettings, TrainingSettings
 
 __all__ = [
     "METHOD_SETTINGS",
     "FinetuneSettings",
+    "GPMSettings",
     "JointSettings",
     "MethodSettings",
     "NESSSettings",

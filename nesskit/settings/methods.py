@@ -53,8 +53,27 @@ class JointSettings(MethodSettings):
     """Joint training: all tasks at once, the ceiling for every method that sees them one after another."""
 
 
+@dataclass(frozen=True)
+class GPMSettings(MethodSettings):
+    """GPM: project the gradient away from the directions that hold most of old inputs' energy (Saha et al. 2021)."""
+
+    threshold: float = 0.97
+    """ε_th: the share of Σ σ² of each layer's inputs that is protected after task 1."""
+    increment: float = 0.003
+    """Added to the threshold with every further task."""
+    samples: int = 125
+    """Training examples of each task that are looked at."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "threshold", 0 < self.threshold <= 1, "in (0, 1]")
+        require(self, "increment", self.increment >= 0, "at least 0")
+        require(self, "samples", self.samples >= 1, "at least 1")
+
+
 METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "ness": NESSSettings,
     "finetune": FinetuneSettings,
     "joint": JointSettings,
+    "gpm": GPMSettings,
 }
