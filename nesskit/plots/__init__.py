@@ -63,6 +63,7 @@ from nesskit.plots.network import (
     plot_free_rank,
 )
 from nesskit.plots.notebook import show
+from nesskit.plots.published import describe_published, plot_published
 from nesskit.plots.spectra import (
     RULE_LOOKS,
     describe_null_space,
@@ -109,6 +110,7 @@ __all__ = [
     "describe_interference",
     "describe_null_space",
     "describe_principal_angles",
+    "describe_published",
     "describe_spectrum",
     "describe_stability",
     "describe_sweep",
@@ -134,6 +136,7 @@ __all__ = [
     "plot_loss",
     "plot_null_space",
     "plot_principal_angles",
+    "plot_published",
     "plot_spectrum",
     "plot_stability",
     "plot_sweep",

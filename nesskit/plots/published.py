@@ -1,0 +1,91 @@
+"""Published results as a figure: what a table of means and deviations looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from nesskit.errors import NesskitError
+from nesskit.plots.drawing import BLUE, GREY, INK, plain, style, tidy
+
+
+class PublishedLine(Protocol):
+    """What :func:`nesskit.tables.published` gives: a method's mean and standard deviation, in percent."""
+
+    @property
+    def label(self) -> str:
+        """How the table calls the method."""
+
+    @property
+    def method(self) -> str:
+        """Its name in nesskit."""
+
+    @property
+    def accuracy(self) -> tuple[float, float]:
+        """ACC, mean and standard deviation."""
+
+    @property
+    def transfer(self) -> tuple[float, float]:
+        """BWT, mean and standard deviation."""
+
+
+def plot_published(lines: Sequence[PublishedLine], highlight: str = "ness", whole: bool = False) -> Figure:
+    """ACC and BWT of every line, mean ± one standard deviation, the highest ACC on top.
+
+    Args:
+        lines: of one benchmark.
+        highlight: the method that is drawn in colour.
+        whole: whether a BWT far below the others is shown too; otherwise an arrow with its value stands at the edge.
+
+    Raises:
+        NesskitError: there is no line.
+    """
+    if not lines:
+        raise NesskitError("there is no published result to draw")
+    ordered = sorted(lines, key=lambda line: line.accuracy[0])
+    with style():
+        figure, axes = plt.subplots(
+            1, 2, figsize=(8.6, 0.9 + 0.3 * len(ordered)), sharey=True, layout="constrained", squeeze=True
+        )
+        accuracy, transfer = axes
+        low = min(line.transfer[0] for line in ordered) if whole else -6.0
+        for y, line in enumerate(ordered):
+            ours = line.method == highlight
+            colour, size = (BLUE, 7.0) if ours else (GREY, 5.5)
+            marker = "D" if ours else "o"
+            for ax, (mean, std) in ((accuracy, line.accuracy), (transfer, line.transfer)):
+                if ax is transfer and mean + std < low:
+                    ax.annotate(
+                        f"◂ {mean:g}", (0, y), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                        textcoords="offset points", va="center", fontsize=9, color=INK,
+                    )  # fmt: skip
+                    continue
+                ax.errorbar(mean, y, xerr=std, fmt=marker, color=colour, markersize=size, elinewidth=1.6, zorder=3)
+        for ax in axes:
+            tidy(ax)
+            ax.grid(axis="x")
+            ax.margins(y=0.06)
+        accuracy.set_yticks(range(len(ordered)), [plain(line.label) for line in ordered])
+        accuracy.tick_params(axis="y", labelcolor=INK, length=0)
+        transfer.axvline(0, color=INK, linewidth=0.8, zorder=1)
+        if not whole:
+            transfer.set_xlim(left=low)
+        accuracy.set_xlabel("average accuracy ACC (%)")
+        transfer.set_xlabel("backward transfer BWT (points)")
+    return figure
+
+
+def describe_published(lines: Sequence[PublishedLine], highlight: str = "ness") -> str:
+    """The figure in words, as alternative text."""
+    if not lines:
+        raise NesskitError("there is no published result to describe")
+    ordered = sorted(lines, key=lambda line: -line.accuracy[0])
+    ranks = [place for place, line in enumerate(ordered, 1) if line.method == highlight]
+    best, last = ordered[0], ordered[-1]
+    text = f"{len(ordered)} published results, sorted by ACC: from {best.label} with {best.accuracy[0]:g} % "
+    text += f"down to {last.label} with {last.accuracy[0]:g} %."
+    places = " and ".join(str(place) for place in ranks)
+    return text + (f" {highlight.upper()} stands at place {places}." if ranks else "")
