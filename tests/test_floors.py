@@ -19,7 +19,7 @@ FLOORS = [
     {*HELPERS, "streams", "networks"},
     {"layers", "capture", "metrics", "optim", "events", "projections"},
     {"methods", "records"},
-    {"training", "benchmarks", "comparison", "progress", "results", "sweeps"},
+    {"training", "benchmarks", "hyperparameters", "comparison", "progress", "results", "sweeps"},
     {"experiments", "analysis"},
     {"plots", "report", "tables"},
     {"cli", "widgets", "__main__"},
@@ -27,6 +27,7 @@ FLOORS = [
 NEIGHBOURS = {
     ("capture", "layers"),
     ("sweeps", "comparison"),
+    ("benchmarks", "hyperparameters"),
     ("report", "plots"),
     ("__main__", "cli"),
 }  # imports on one floor beside those of the helpers
