@@ -4,6 +4,9 @@ PYTHON ?= python3
 # Another package index to find torch in, such as PyTorch's for the CPU: make demo TORCH_INDEX=<address>
 TORCH_INDEX ?=
 
+# Waiting threads sleep instead of spinning: see nesskit/__init__.py, which comes too late in a notebook.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed

@@ -7,9 +7,14 @@ Names are imported when they are first used, so ``import nesskit`` costs nothing
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Threads that wait for their next piece of work should sleep: by default they spin, and beside another busy process on
+# a small machine a training step then takes up to 60 times as long (speed/threads.py). Heeded only before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # public name -> module it lives in
 _HOMES = {

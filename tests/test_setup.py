@@ -50,6 +50,14 @@ def in_new_process(code):
     return done.stdout.strip()
 
 
+def test_waiting_threads_sleep_unless_somebody_wants_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    code = "import nesskit, os; print(os.environ['OMP_WAIT_POLICY'])"
+    assert in_new_process(code) == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert in_new_process(code) == "ACTIVE"
+
+
 HEAVY = ("torch", "numpy", "matplotlib", "sklearn", "scipy", "IPython", "ipywidgets", "pooch", "tyro")
 
 
