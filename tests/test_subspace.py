@@ -333,3 +333,13 @@ def test_images_of_zeros_and_a_spectrum_of_zeros_are_shown():
     assert viewer.rank == 4
     assert text_of(viewer._split).startswith("0.00%")
     viewer._repr_mimebundle_()
+
+
+def test_the_names_of_the_axes_are_not_cut_off(viewer):
+    figure = viewer._outcome.figure
+    figure.canvas.draw()
+    for name in (figure.axes[0].xaxis.label, figure.axes[0].yaxis.label):
+        box = name.get_window_extent()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1

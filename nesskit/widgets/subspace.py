@@ -392,7 +392,7 @@ class OutcomeFigure:
         self.figure = new_figure(WIDTH, 3.3)
         self.images = _one_of_each(trial.y)
         with style():
-            ax = self.figure.add_axes((0.11, 0.48, 0.86, 0.43))
+            ax = self.figure.add_axes((0.13, 0.48, 0.84, 0.43))
             tidy(ax)
             (self.curve,) = ax.plot(SIZES, trial.accuracies, color=BLUE, linewidth=1.8)
             (self.point,) = ax.plot([], [], "o", color=ORANGE, markeredgecolor=INK, markersize=9)
