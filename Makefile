@@ -3,6 +3,12 @@
 PYTHON ?= python3
 # Another package index to find torch in, such as PyTorch's for the CPU: make demo TORCH_INDEX=<address>
 TORCH_INDEX ?=
+# A folder of wheels, made by make wheelhouse, to install from without internet: make setup WHEELHOUSE=wheelhouse
+WHEELHOUSE ?=
+# Where make student writes, what make grade reads and where it writes
+STUDENT ?= dist/student
+SUBMITTED ?=
+GRADES ?= grades
 
 # Waiting threads sleep instead of spinning: see nesskit/__init__.py, which comes too late in a notebook.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -10,8 +16,12 @@ export OMP_WAIT_POLICY ?= PASSIVE
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP_OPTIONS := --quiet --disable-pip-version-check -c constraints.txt
+OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links '$(WHEELHOUSE)')
+TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+NBVAL := $(BIN)/python -m pytest -q --nbval --nbval-sanitize-with course/sanitize.cfg -p no:cacheprovider notebooks
 
-.PHONY: help setup demo test test-browser lab explorer clean
+.PHONY: help setup demo test test-all test-browser test-notebooks lab explorer student grade wheelhouse clean
 
 help:
 	@echo "make demo      see NESS remember what fine-tuning forgets (about a minute after installation)"
@@ -19,8 +29,12 @@ help:
 	@echo "make explorer  the threshold explorer as a page of its own (Voilà)"
 	@echo "make test      linters, types and tests, also in a real browser if there is a Chromium"
 	@echo "make test-browser  the tests in a real browser alone"
-	@echo "make setup     install into $(VENV) only"
-	@echo "make clean     remove $(VENV) and caches (runs/ and data/ stay)"
+	@echo "make test-all  also every notebook's exercises, and notebooks with other threads and instructions"
+	@echo "make student   the notebooks for students, without solutions, in $(STUDENT)"
+	@echo "make grade SUBMITTED=<folder>  grade what students hand in (this runs their code)"
+	@echo "make wheelhouse  every package in one folder, for a classroom without internet"
+	@echo "make setup     install into $(VENV) only; with WHEELHOUSE=wheelhouse without internet"
+	@echo "make clean     remove $(VENV) and caches (runs/, data/, dist/ and grades/ stay)"
 
 setup: $(INSTALLED)
 
@@ -28,8 +42,8 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nesskit needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": pass another one with PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,course]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) $(or $(OFFLINE),$(TORCH_FROM)) torch
+	$(BIN)/python -m pip install $(PIP_OPTIONS) $(OFFLINE) -e '.[test,course]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -46,11 +60,34 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --ignore=tests/browser
+	OMP_NUM_THREADS=1 $(NBVAL)
 	$(MAKE) --no-print-directory test-browser
+
+test-all: test
+	$(BIN)/python -m pytest -m every --ignore=tests/browser
+	$(MAKE) --no-print-directory test-notebooks
+
+# The committed outputs hold with another number of threads, and with the plainest instructions that any machine has.
+test-notebooks: $(INSTALLED)
+	OMP_NUM_THREADS=2 $(NBVAL)
+	OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default $(NBVAL)
 
 # JupyterLab and Voilà are started, keys pressed, the mouse moved. By itself: a running browser holds the event loop.
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -rs tests/browser
 
+student: $(INSTALLED)
+	$(BIN)/python -m course.release '$(STUDENT)'
+
+grade: $(INSTALLED)
+	@test -n '$(SUBMITTED)' || { echo "Error: name the folder with <student>/<level>/<notebook>.ipynb: make grade SUBMITTED=<folder>."; exit 2; }
+	$(BIN)/python -m course.grade '$(SUBMITTED)' '$(GRADES)'
+
+# For this kind of machine and Python. torch first, as above; what is here already is not downloaded again.
+wheelhouse: $(INSTALLED)
+	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse $(TORCH_FROM) torch
+	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse --find-links wheelhouse '.[test,course]' 'setuptools>=77'
+	@du -sh wheelhouse
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

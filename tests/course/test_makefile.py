@@ -1,0 +1,57 @@
+"""What make says to pip, without running it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands(tmp_path, *arguments):
+    """The lines that make would run in a checkout without an environment."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run(["make", "-n", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def installs(lines):
+    return [line for line in lines if " pip install " in line]
+
+
+def test_torch_comes_first_and_everything_is_pinned(tmp_path):
+    torch, rest = installs(commands(tmp_path, "setup", "TORCH_INDEX=https://wheels.example"))
+    assert torch.endswith("--extra-index-url https://wheels.example torch")
+    assert rest.endswith("-e '.[test,course]'")
+    assert "extra-index" not in rest
+    assert all("-c constraints.txt" in line for line in (torch, rest))
+
+
+def test_a_wheelhouse_replaces_every_index(tmp_path):
+    torch, rest = installs(commands(tmp_path, "setup", "WHEELHOUSE=my wheels", "TORCH_INDEX=https://wheels.example"))
+    for line in (torch, rest):
+        assert "--no-index --find-links 'my wheels'" in line
+        assert "example" not in line
+
+
+def test_a_wheelhouse_holds_what_setup_installs_and_builds_with(tmp_path):
+    lines = commands(tmp_path, "wheelhouse", "TORCH_INDEX=https://w.example")
+    torch, rest = [line for line in lines if " pip wheel " in line]
+    assert torch.endswith("-w wheelhouse --extra-index-url https://w.example torch")
+    assert rest.endswith("-w wheelhouse --find-links wheelhouse '.[test,course]' 'setuptools>=77'")
+
+
+@pytest.mark.parametrize(("arguments", "folder"), [([], "'grades'"), (["GRADES=of may"], "'of may'")])
+def test_grading_takes_folders_with_spaces(tmp_path, arguments, folder):
+    lines = commands(tmp_path, "grade", "SUBMITTED=handed in", *arguments)
+    assert lines[-1].endswith(f"-m course.grade 'handed in' {folder}")
+
+
+def test_notebooks_are_run_again_with_other_threads_and_instructions(tmp_path):
+    lines = commands(tmp_path, "test-all")
+    first, second, third = [line.split(" .venv")[0] for line in lines if "--nbval" in line]
+    assert (first, second) == ("OMP_NUM_THREADS=1", "OMP_NUM_THREADS=2")
+    assert third == "OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default"
+    assert all("--nbval-sanitize-with course/sanitize.cfg" in line for line in lines if "--nbval" in line)
