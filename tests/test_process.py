@@ -9,7 +9,7 @@ import pytest
 
 from nesskit import configure, load_run, run
 from nesskit.errors import RunFolderError
-from nesskit.widgets.process import EventFollower, RunProcess
+from nesskit.widgets.process import ChildProcess, EventFollower, RunProcess
 
 SHORT = {"epochs": 2, "network_widths": (16,)}
 
@@ -90,3 +90,10 @@ def test_the_child_needs_no_shell(tmp_path):
     child.wait(60)
     assert load_run(child.folder).finished
     assert isinstance(child._process, subprocess.Popen)
+
+
+def test_a_child_that_says_more_than_a_pipe_holds_still_ends():
+    """A download shows its progress on stderr, which nobody reads until the child has ended."""
+    child = ChildProcess("import sys; sys.stderr.write('progress\\r' * 50_000); sys.exit('nesskit: at last')", None)
+    with pytest.raises(RunFolderError, match="at last"):
+        child.wait(30)

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from nesskit.errors import DataError, UnknownNameError
-from nesskit.streams.fetch import fetch_stream
+from nesskit.streams.fetch import check_stream, fetch_stream
 
 if TYPE_CHECKING:
     from nesskit.streams.base import TaskStream
@@ -21,7 +21,7 @@ LOADERS = {
     "split-miniimagenet": "nesskit.streams.images:split_miniimagenet",
 }
 
-__all__ = ["LOADERS", "fetch_stream", "load_stream"]
+__all__ = ["LOADERS", "check_stream", "fetch_stream", "load_stream"]
 
 
 def load_stream(name: str, seed: int = 0, validation_share: float = 0.0) -> TaskStream:

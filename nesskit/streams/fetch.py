@@ -105,30 +105,43 @@ def fetch_stream(stream: str) -> dict[str, Path]:
     return {name: file.path for name, file in locate_stream(stream).items()}
 
 
-def locate_stream(stream: str) -> dict[str, VerifiedFile]:
-    """What :func:`fetch_stream` finds, together with the checksums."""
+def locate_stream(stream: str, download: bool = True) -> dict[str, VerifiedFile]:
+    """What :func:`fetch_stream` finds, together with the checksums; ``download`` as in :func:`locate`."""
     from nesskit.streams import LOADERS  # here, because that module imports this one
 
     if stream not in LOADERS:
         raise UnknownNameError("stream", stream, LOADERS)
-    return {name: locate(name) for name, entry in registry().items() if stream in entry.streams}
+    return {name: locate(name, download) for name, entry in registry().items() if stream in entry.streams}
 
 
-def locate(filename: str) -> VerifiedFile:
-    """What :func:`fetch` finds, together with its SHA-256."""
+def check_stream(stream: str) -> None:
+    """Make sure that every file of ``stream`` is here already, and verified; nothing is downloaded.
+
+    Raises:
+        UnknownNameError: no stream of that name.
+        DataError: as in :func:`fetch`, for the first file that is not here.
+    """
+    locate_stream(stream, download=False)
+
+
+def locate(filename: str, download: bool = True) -> VerifiedFile:
+    """What :func:`fetch` finds, together with its SHA-256; without ``download`` only what is here already."""
     if filename not in registry():
         raise UnknownNameError("data file", filename, registry())
     entry = registry()[filename]
     tried: list[str] = []
     if mirror := os.environ.get("NESSKIT_MIRROR", "").strip():
-        found = _from_mirror(mirror, entry)
+        found = _from_mirror(mirror, entry, download)
         if found:
             return found
         tried.append(f"the {SUMS} of the mirror {mirror} does not list it")
-    return _from_cache(entry, tried) or _from_internet(entry, tried)
+    found = _from_cache(entry, tried)
+    if not found and not download:
+        raise _missing(entry, tried)
+    return found or _from_internet(entry, tried)
 
 
-def _from_mirror(mirror: str, entry: RegistryEntry) -> VerifiedFile | None:
+def _from_mirror(mirror: str, entry: RegistryEntry, download: bool) -> VerifiedFile | None:
     """The file as the mirror has it, or None where the mirror's list does not name it."""
     remote = mirror.startswith(("http://", "https://"))
     folder = _copy_of_remote_mirror(mirror) if remote else Path(mirror).expanduser().absolute()
@@ -143,6 +156,8 @@ def _from_mirror(mirror: str, entry: RegistryEntry) -> VerifiedFile | None:
         return None
     path = folder / entry.name
     found = sha256_of(path) if path.is_file() else ""
+    if found != expected and remote and not download:
+        raise _missing(entry, [f"the mirror {mirror} has it, but it was not downloaded yet"])
     if found != expected and remote:
         reason = _download(f"{mirror.rstrip('/')}/{entry.name}", path, expected)
         if reason:

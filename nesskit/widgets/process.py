@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nesskit.experiments import run_folder
 from nesskit.records import RunFolder
 from nesskit.settings import RunSettings
 
-CHILD = """
+TRAIN = """
 import json, sys
 from nesskit.errors import NesskitError
 from nesskit.experiments import execute
@@ -29,27 +30,38 @@ except NesskitError as error:
     sys.exit(f"nesskit: {error}")
 """
 
+FETCH = """
+import json, sys
+from nesskit.errors import NesskitError
+from nesskit.streams import fetch_stream
+try:
+    fetch_stream(json.loads(sys.stdin.read()))
+except NesskitError as error:
+    sys.exit(f"nesskit: {error}")
+"""
 
-class RunProcess:
-    """A run that goes on in a process of its own.
 
-    Attributes:
-        folder: where the run lies.
+class ChildProcess:
+    """A process of its own that does one thing, and says why if it could not.
+
+    Args:
+        program: what it does, in Python.
+        order: what it reads from its standard input, as JSON.
     """
 
-    def __init__(self, settings: RunSettings, runs: Path | str = "runs", device: str = "auto") -> None:
-        """Start the run that ``settings`` describe, or go on with it."""
-        self.folder = run_folder(settings, runs)
+    def __init__(self, program: str, order: Any) -> None:
         self._errors = ""
+        # A file and no pipe: a download shows its progress there, and nobody empties a pipe until the child has ended.
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # lives as long
         self._process = subprocess.Popen(
-            [sys.executable, "-c", CHILD],
+            [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=self._stderr,
             text=True,
         )
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"settings": settings.to_dict(), "runs": str(runs), "device": device}))
+        self._process.stdin.write(json.dumps(order))
         self._process.stdin.close()
 
     @property
@@ -61,10 +73,6 @@ class RunProcess:
     def running(self) -> bool:
         """Whether the child is still there."""
         return self._process.poll() is None
-
-    def stop(self) -> None:
-        """Ask the child to stop after the epoch it is in; what it has done is kept, and the run can go on later."""
-        RunFolder(self.folder).request_stop()
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until the child has ended.
@@ -78,7 +86,7 @@ class RunProcess:
             raise RunFolderError(self.error)
 
     def kill(self) -> None:
-        """End the child at once; its last checkpoint stays."""
+        """End the child at once; of a run, its last checkpoint stays."""
         self._process.kill()
         self._process.wait()
 
@@ -87,9 +95,34 @@ class RunProcess:
         """Why the child failed: its last line, empty if it did not or is still running."""
         if self.running or self._process.returncode == 0:
             return ""
-        if not self._errors and self._process.stderr is not None:
-            self._errors = self._process.stderr.read().strip() or f"it ended with status {self._process.returncode}"
+        if not self._errors:
+            self._stderr.seek(0)
+            self._errors = self._stderr.read().strip() or f"it ended with status {self._process.returncode}"
         return self._errors.splitlines()[-1].removeprefix("nesskit: ")
+
+
+class RunProcess(ChildProcess):
+    """A run that goes on in a process of its own.
+
+    Attributes:
+        folder: where the run lies.
+    """
+
+    def __init__(self, settings: RunSettings, runs: Path | str = "runs", device: str = "auto") -> None:
+        """Start the run that ``settings`` describe, or go on with it."""
+        self.folder = run_folder(settings, runs)
+        super().__init__(TRAIN, {"settings": settings.to_dict(), "runs": str(runs), "device": device})
+
+    def stop(self) -> None:
+        """Ask the child to stop after the epoch it is in; what it has done is kept, and the run can go on later."""
+        RunFolder(self.folder).request_stop()
+
+
+class FetchProcess(ChildProcess):
+    """The data of a benchmark, downloaded and verified by a process of its own."""
+
+    def __init__(self, benchmark: str) -> None:
+        super().__init__(FETCH, benchmark)
 
 
 class EventFollower:

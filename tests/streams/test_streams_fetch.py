@@ -11,7 +11,7 @@ from archives import write_mirror
 
 import nesskit.streams.fetch as module
 from nesskit.errors import DataError, UnknownNameError
-from nesskit.streams import LOADERS, fetch_stream
+from nesskit.streams import LOADERS, check_stream, fetch_stream
 from nesskit.streams.fetch import RegistryEntry, cache_folder, fetch, registry
 
 CONTENT = b"real bytes " * 5000
@@ -362,3 +362,37 @@ def test_the_registry_is_complete():
         assert all(url.startswith(("https://", "http://")) for url in entry.urls)
         assert re.fullmatch("[0-9a-f]{64}", entry.sha256) if entry.sha256 else entry.note
         assert entry.size > 0 or not entry.sha256
+
+
+# -------------------------------------------------------------------------------------------- looking without fetching
+
+
+def test_a_check_downloads_nothing(server, register, cache_dir):
+    server.files["data.bin"] = CONTENT
+    register(server.url("data.bin"))
+    with pytest.raises(DataError, match=r"does not exist.*Three ways to get it"):
+        check_stream("split-cifar100")
+    assert server.requests == []
+    fetch("data.bin")
+    check_stream("split-cifar100")
+    (cache_dir / "data.bin").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="damaged"):
+        check_stream("split-cifar100")
+    check_stream("split-digits")
+
+
+def test_a_check_of_a_remote_mirror_reads_only_its_list(server, register, monkeypatch):
+    server.files |= {"data.bin": CONTENT, "SHA256SUMS": f"{SHA256}  data.bin\n".encode()}
+    register()
+    monkeypatch.setenv("NESSKIT_MIRROR", server.url())
+    with pytest.raises(DataError, match="not downloaded yet"):
+        check_stream("split-cifar100")
+    assert server.requests == ["SHA256SUMS"]
+    fetch("data.bin")
+    check_stream("split-cifar100")
+
+
+@pytest.mark.usefixtures("mirror")
+def test_a_check_accepts_what_a_mirror_folder_has(register):
+    register()
+    check_stream("split-cifar100")
