@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nesskit.widgets.explorer import ThresholdExplorer
     from nesskit.widgets.monitor import RunMonitor
+    from nesskit.widgets.run_panel import RunPanel
     from nesskit.widgets.subspace import SubspaceViewer
 
 _HOME_OF = {
     "RunMonitor": "nesskit.widgets.monitor",
+    "RunPanel": "nesskit.widgets.run_panel",
     "SubspaceViewer": "nesskit.widgets.subspace",
     "ThresholdExplorer": "nesskit.widgets.explorer",
 }
 
-__all__ = ["RunMonitor", "SubspaceViewer", "ThresholdExplorer"]
+__all__ = ["RunMonitor", "RunPanel", "SubspaceViewer", "ThresholdExplorer"]
 
 
 def __getattr__(name: str) -> Any:
