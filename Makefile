@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nesskit needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": pass another one with PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_OPTIONS) $(or $(OFFLINE),$(TORCH_FROM)) torch
-	$(BIN)/python -m pip install $(PIP_OPTIONS) $(OFFLINE) -e '.[test,course]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) $(OFFLINE) -e '.[test,course,cluster]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -86,7 +86,7 @@ grade: $(INSTALLED)
 # For this kind of machine and Python. torch first, as above; what is here already is not downloaded again.
 wheelhouse: $(INSTALLED)
 	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse $(TORCH_FROM) torch
-	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse --find-links wheelhouse '.[test,course]' 'setuptools>=77'
+	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse --find-links wheelhouse '.[test,course,cluster]' 'setuptools>=77'
 	@du -sh wheelhouse
 
 clean:

@@ -20,7 +20,7 @@ import tyro
 
 from nesskit.benchmarks import BENCHMARKS, configure, get_benchmark
 from nesskit.errors import NesskitError, SettingsError
-from nesskit.experiments import execute
+from nesskit.experiments import execute, execute_all
 from nesskit.filters import FILTERS, Filter, parse_filter
 from nesskit.settings import METHOD_SETTINGS, RunSettings
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nesskit.comparison import Comparison
     from nesskit.events import Event, Listener
     from nesskit.records import Run
+    from nesskit.training import Limits
 
 DEMO_METHODS = ("finetune", "ness", "joint")
 
@@ -172,23 +173,26 @@ def _compare_command(defaults: RunSettings) -> Callable[..., None]:
         preset: str = defaults.preset,
         training: tyro.conf.OmitArgPrefixes[training_type] = defaults.training,  # type: ignore[valid-type]
         output: Path | None = None,
+        executor: str | None = None,
         running: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions(),
     ) -> None:
         """Run several methods with several seeds: mean ± std, differences paired by seed, CSV and an HTML report.
 
         Args:
             benchmark: name of the benchmark, see nesskit list.
-            methods: names, separated by commas; differences are taken to the first.
+            methods: names, separated by commas, or all; differences are taken to the first.
             seeds: whole numbers, separated by commas.
             preset: name of the settings that all other flags start from.
             output: folder for comparison.csv and report.html; default: <runs>/<benchmark>/comparison.
+            executor: run beside each other: processes:4 on this machine, dask://host:8786 on a Dask cluster.
         """
         changes = _changed(configure(benchmark, preset=preset).training, training)
-        wanted = [configure(benchmark, m, preset, s, **changes) for m in _words(methods) for s in _numbers(seeds)]
-        from nesskit.comparison import Comparison
-
-        comparison = Comparison.of([_execute(settings, running) for settings in wanted])
+        names = list(METHOD_SETTINGS) if methods == "all" else _words(methods)
+        wanted = [configure(benchmark, m, preset, s, **changes) for m in names for s in _numbers(seeds)]
+        comparison = _compare(wanted, executor, running)
         _show_comparison(comparison, output or running.runs / benchmark / "comparison", running.json)
+        if comparison.failures:
+            sys.exit(1)
 
     return compare_methods
 
@@ -336,14 +340,47 @@ def demo(runs: Path = Path("runs"), seed: int = 0) -> None:
 
 
 def _execute(settings: RunSettings, where: RunOptions) -> "Run":
-    from nesskit.progress import progress_listener
+    return execute(settings, where.runs, where.device, _limits(where), _listeners(where)(settings))
+
+
+def _compare(wanted: Sequence[RunSettings], executor: str | None, where: RunOptions) -> "Comparison":
+    """All runs, here or in an executor, side by side; failures are told at once and again in the table."""
+    import contextlib
+
+    from nesskit.comparison import Comparison, Failure
+    from nesskit.executors import open_executor
+
+    out = sys.stderr if where.json else sys.stdout
+
+    def tell(ended: "Run | Failure") -> None:
+        if isinstance(ended, Failure):
+            print(f"{ended.method}, seed {ended.seed}, failed: {ended.reason}", file=out, flush=True)
+        elif executor is not None:
+            label = f"{ended.config['method']}, seed {ended.config['seed']}"
+            print(f"{label}: ACC {ended.average_accuracy:.2f} %, {ended.status}", file=out, flush=True)
+
+    with open_executor(executor) if executor else contextlib.nullcontext() as pool:
+        ended = execute_all(wanted, where.runs, where.device, _limits(where), pool, _listeners(where), tell)
+    return Comparison.of(*ended)
+
+
+def _limits(where: RunOptions) -> "Limits":
     from nesskit.training import Limits
 
-    label = f"{settings.method}, seed {settings.seed}"
+    return Limits(where.limit_tasks, where.max_minutes, where.checkpoint_epochs)
+
+
+def _listeners(where: RunOptions) -> "Callable[[RunSettings], list[Listener]]":
+    """What shows a run to a person."""
+    from nesskit.progress import progress_listener
+
     out = sys.stderr if where.json else sys.stdout
-    listeners = [_announce(label, out), progress_listener(label, machine_readable=where.json)]
-    limits = Limits(where.limit_tasks, where.max_minutes, where.checkpoint_epochs)
-    return execute(settings, where.runs, where.device, limits, listeners)
+
+    def listeners_of(settings: RunSettings) -> "list[Listener]":
+        label = f"{settings.method}, seed {settings.seed}"
+        return [_announce(label, out), progress_listener(label, machine_readable=where.json)]
+
+    return listeners_of
 
 
 def _announce(label: str, out: Any) -> "Listener":

@@ -6,17 +6,20 @@ torch is imported only when something is run.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nesskit.benchmarks import configure
 from nesskit.errors import SettingsError
 from nesskit.filters import Filter
-from nesskit.settings import RunSettings
+from nesskit.settings import METHOD_SETTINGS, RunSettings
 
 if TYPE_CHECKING:
-    from nesskit.comparison import Comparison
+    from nesskit.comparison import Comparison, Failure
     from nesskit.events import Listener
     from nesskit.records import Run
     from nesskit.sweeps import Sweep
@@ -93,23 +96,91 @@ def run(
 
 def compare(
     benchmark: str,
-    methods: Iterable[str],
+    methods: Iterable[str] | str,
     seeds: Iterable[int],
     *,
     preset: str | None = None,
     runs: Path | str = "runs",
     device: str = "auto",
     limits: Limits | None = None,
+    executor: Executor | None = None,
     progress: bool = True,
     **changes: Any,
 ) -> Comparison:
-    """Run every method with every seed and compare them; runs that are there already are not done again."""
+    """Run every method with every seed and compare them; runs that are there already are not done again.
+
+    A run that fails is part of the comparison as a failure; the others go on.
+
+    Args:
+        methods: names; ``"all"`` for every method there is.
+        executor: where runs go on beside each other, see :func:`nesskit.executors.open_executor`; by default one after
+            another in this process.
+        **changes: see :func:`configure`.
+    """
     from nesskit.comparison import Comparison
 
+    names = METHOD_SETTINGS if methods == "all" else methods
     # All settings first: a misspelt method should not be found out after an hour of the others.
-    wanted = [configure(benchmark, method, preset, seed, **changes) for method in methods for seed in seeds]
-    results = [execute(s, runs, device, limits, _progress(s) if progress else ()) for s in wanted]
-    return Comparison.of(results)
+    wanted = [configure(benchmark, method, preset, seed, **changes) for method in names for seed in seeds]
+    listeners_of = _progress if progress else _no_listeners
+    return Comparison.of(*execute_all(wanted, runs, device, limits, executor, listeners_of))
+
+
+def execute_all(
+    wanted: Sequence[RunSettings],
+    runs: Path | str = "runs",
+    device: str = "auto",
+    limits: Limits | None = None,
+    executor: Executor | None = None,
+    listeners_of: Callable[[RunSettings], Sequence[Listener]] = lambda _: (),
+    on_end: Callable[[Run | Failure], None] = lambda _: None,
+) -> tuple[list[Run], list[Failure]]:
+    """Do all runs, here or through ``executor``: those that ended, and those that failed with the reason.
+
+    Runs on other machines write into ``runs`` there; a folder that all of them share lets stopped runs go on. Only
+    runs in this process have listeners; ``on_end`` hears of every run, in the order of ``wanted``.
+    """
+    from nesskit.comparison import Failure
+
+    if executor is None:
+        calls: list[Callable[[], Run]] = [
+            functools.partial(execute, settings, runs, device, limits, listeners_of(settings)) for settings in wanted
+        ]
+    else:
+        calls = [_submitted(executor, settings, str(runs), device, limits) for settings in wanted]
+    ended: list[Run] = []
+    failed: list[Failure] = []
+    for settings, call in zip(wanted, calls, strict=True):
+        try:
+            run = call()
+        except Exception as error:  # whatever it was, it is reported beside the runs that worked
+            failed.append(Failure.of(settings, error))
+            on_end(failed[-1])
+            continue
+        ended.append(run)
+        on_end(run)
+        if run.interrupted:
+            break
+    return ended, failed
+
+
+def _submitted(executor: Executor, *order: Any) -> Callable[[], Run]:
+    """What waits for the run of ``order``, or raises why the executor takes no more: a worker of its pool has died."""
+    try:
+        return executor.submit(_execute_alone, *order).result
+    except BrokenExecutor as error:
+        future: Future[Run] = Future()
+        future.set_exception(error)
+        return future.result
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _execute_alone(settings: RunSettings, runs: str, device: str, limits: Limits | None) -> Run:
+    """A run in a worker; threads of one worker wait for each other, since they share torch's generator."""
+    with _ONE_AT_A_TIME:
+        return execute(settings, runs, device, limits)
 
 
 def sweep(
@@ -169,3 +240,7 @@ def _progress(settings: RunSettings, label: str = "") -> list[Listener]:
     from nesskit.progress import progress_listener
 
     return [progress_listener(f"{label or settings.method}, seed {settings.seed}", per_task=not label)]
+
+
+def _no_listeners(settings: RunSettings) -> list[Listener]:
+    return []

@@ -31,6 +31,7 @@ from nesskit.spectrum import LayerProfile
 
 FORMAT = 1  # of record.json and checkpoint.pt; raised when an older nesskit could not read them
 
+INTERRUPTED = "interrupted from the keyboard"  # the reason of such a stop
 STOP = "stop"  # an empty file of this name asks a run to stop
 
 Status = Literal["running", "stopped", "failed", "finished"]
@@ -109,6 +110,11 @@ class Run:
     def finished(self) -> bool:
         """Whether every task of the stream was learned."""
         return self.status == "finished"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody stopped it from the keyboard."""
+        return self.status == "stopped" and self.status_reason == INTERRUPTED
 
     @property
     def tasks_done(self) -> int:

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 import nesskit
 from nesskit import metrics, plots
 from nesskit.benchmarks import is_reduced, remarks
-from nesskit.comparison import Comparison, Estimate
+from nesskit.comparison import Comparison, Estimate, Failure, size_text
 from nesskit.errors import NesskitError
 from nesskit.records import Run
 from nesskit.settings import flatten
@@ -153,7 +153,7 @@ def _contents(comparison: Comparison, title: str | None) -> dict[str, Any]:
         "title": title or _title(groups),
         "subtitle": _subtitle(comparison),
         "reading": _reading(comparison),
-        "caveats": _caveats(groups),
+        "caveats": [*_failures(comparison.failures), *_caveats(groups)],
         "measures": _measures(single) if single else [],
         "comparison": None if single else _comparison_table(comparison),
         "over_time": _over_time(measured) if over_time else None,
@@ -254,6 +254,10 @@ def _distance(label: str, comparison: Comparison) -> str:
         return f", level with {plots.display_name(comparison.reference)}"
     where = "above" if difference > 0 else "below"
     return f", {abs(difference):.1f} points {where} {plots.display_name(comparison.reference)}"
+
+
+def _failures(failures: Sequence[Failure]) -> list[str]:
+    return [f"{plots.display_name(f.method)}, seed {f.seed}, failed: {f.reason}." for f in failures]
 
 
 def _caveats(groups: Groups) -> list[str]:
@@ -463,10 +467,22 @@ def _comparison_table(comparison: Comparison) -> Table:
     """Methods in rows: what ``Comparison.table`` says, in words of the page."""
     reference = plots.display_name(comparison.reference)
     _, rows = comparison.table()
-    header = ["method", "seeds", "ACC, %", "BWT, points", f"ACC − {reference}", f"BWT − {reference}", "seconds"]
+    header = [
+        "method",
+        "seeds",
+        "ACC, %",
+        "BWT, points",
+        f"ACC − {reference}",
+        f"BWT − {reference}",
+        "seconds",
+        "memory kept",
+    ]
     groups = _groups(comparison)
     cells = [
-        [plots.display_name(label) + _mark(groups[label]), *("reference" if cell == "" else cell for cell in rest)]
+        [
+            plots.display_name(label) + _mark(groups.get(label, [])),
+            *("reference" if cell == "" else cell for cell in rest),
+        ]
         for label, *rest in rows
     ]
     caption = (
@@ -483,7 +499,7 @@ def _memory_table(groups: Groups) -> Table | None:
             rows.append([plots.display_name(label), "the data of all tasks, at once", "–"])
         elif runs[0].tasks_done:
             kept = {name: size for name, size in runs[0].memory.items() if size} or {"nothing": 0}
-            rows += [[plots.display_name(label), name, _bytes(size)] for name, size in kept.items()]
+            rows += [[plots.display_name(label), name, size_text(size)] for name, size in kept.items()]
     caption = "What is kept from task to task beside the network."
     return Table(["method", "what", "size"], rows, caption) if rows else None
 
@@ -541,10 +557,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "–"
     return str(value)
-
-
-def _bytes(size: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B"

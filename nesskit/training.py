@@ -20,6 +20,7 @@ from nesskit.methods import Method, make_method
 from nesskit.networks.task_model import TaskModel
 from nesskit.optim import make_optimizer
 from nesskit.records import (
+    INTERRUPTED,
     EpochRecord,
     Run,
     RunFolder,
@@ -409,7 +410,7 @@ def _drive(
         run.status_reason = _advance(trainer, folder, tell, limits)
         run.status = "stopped" if run.status_reason else "finished"
     except KeyboardInterrupt:
-        run.status, run.status_reason = "stopped", "interrupted from the keyboard"
+        run.status, run.status_reason = "stopped", INTERRUPTED
     except Exception as error:
         run.status, run.status_reason = "failed", f"{type(error).__name__}: {error}"
         raise

@@ -20,7 +20,7 @@ FLOORS = [
     {"layers", "capture", "metrics", "optim", "events", "projections"},
     {"methods", "records"},
     {"training", "benchmarks", "hyperparameters", "comparison", "progress", "results", "sweeps"},
-    {"experiments", "analysis"},
+    {"experiments", "executors", "analysis"},
     {"plots", "report", "tables"},
     {"cli", "widgets", "__main__"},
 ]

@@ -1,0 +1,62 @@
+"""Many runs at once: through a pool of processes on this machine, or a Dask cluster of many machines.
+
+Both are executors in the sense of :mod:`concurrent.futures`, and so may be anything else that is given to
+:func:`nesskit.compare`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+
+from nesskit.errors import SettingsError
+
+
+@contextmanager
+def open_executor(address: str) -> Iterator[Executor]:
+    """The executor that ``address`` names, closed afterwards.
+
+    Args:
+        address: ``processes:4`` for so many processes of this machine, ``dask://host:8786`` for a Dask scheduler.
+
+    Raises:
+        SettingsError: another address, a number of processes that makes no sense, Dask is not installed, or no
+            scheduler answers.
+    """
+    kind, _, rest = address.partition(":")
+    if kind not in ("processes", "dask"):
+        raise SettingsError(f"no executor is called '{address}': write processes:4, say, or dask://host:8786")
+    with _processes(rest) if kind == "processes" else _dask(rest) as executor:
+        yield executor
+
+
+def _processes(count: str) -> ProcessPoolExecutor:
+    if not count.isdecimal() or int(count) < 1:
+        raise SettingsError(f"processes:{count} names no number of processes: write processes:4, say")
+    threads = max(1, (os.cpu_count() or 1) // int(count))
+    context = multiprocessing.get_context("spawn")  # a fork would share the threads of torch
+    return ProcessPoolExecutor(int(count), context, initializer=_limit_threads, initargs=(threads,))
+
+
+@contextmanager
+def _dask(address: str) -> Iterator[Executor]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise SettingsError("dask:// needs Dask: pip install 'nesskit[cluster]'") from error
+    try:
+        client = Client(f"tcp:{address}", timeout=10)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"no Dask scheduler answers at {address.lstrip('/')}: is it running?") from error
+    with client:
+        yield client.get_executor(pure=False)
+
+
+def _limit_threads(count: int) -> None:
+    """So that processes beside each other do not fight for the cores."""
+    import torch
+
+    torch.set_num_threads(count)
