@@ -83,8 +83,9 @@ grade: $(INSTALLED)
 	@test -n '$(SUBMITTED)' || { echo "Error: name the folder with <student>/<level>/<notebook>.ipynb: make grade SUBMITTED=<folder>."; exit 2; }
 	$(BIN)/python -m course.grade '$(SUBMITTED)' '$(GRADES)'
 
-# For this kind of machine and Python. torch first, as above; what is here already is not downloaded again.
+# For this kind of machine and Python. torch first, as above; an old build must not slip into the library's wheel.
 wheelhouse: $(INSTALLED)
+	rm -rf build
 	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse $(TORCH_FROM) torch
 	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse --find-links wheelhouse '.[test,course,cluster]' 'setuptools>=77'
 	@du -sh wheelhouse

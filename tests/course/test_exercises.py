@@ -30,12 +30,23 @@ def mistakes_of(path):
     return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
+def seconds(path):
+    """How long the notebook takes, as its header says."""
+    found = re.search(r"runs in about (\d+) s", path.read_text(encoding="utf-8"))
+    return int(found[1]) if found else 1000
+
+
 def parameters(values=lambda path: [()]):
-    """(path, …) of every notebook; all but the first of a level are marked ``every``."""
+    """(path, …) of every notebook; all but the quickest of a level are marked ``every``."""
     return [
-        pytest.param(path, *value, id="-".join([path.stem, *value]), marks=[pytest.mark.every] if index else [])
+        pytest.param(
+            path,
+            *value,
+            id="-".join([path.stem, *value]),
+            marks=[] if path == min(notebooks, key=seconds) else [pytest.mark.every],
+        )
         for notebooks in levels().values()
-        for index, path in enumerate(notebooks)
+        for path in notebooks
         for value in values(path)
     ]
 

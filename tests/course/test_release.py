@@ -19,11 +19,13 @@ REGION = re.compile(r"BEGIN (SOLUTION|HIDDEN TESTS)\n(.*?)\n[^\n]*END \1", re.DO
 
 
 def secret_lines(notebook):
-    """Lines between BEGIN and END of a solution or of hidden tests, but for those that also stand in the open."""
+    """Lines of solutions and of hidden tests; of these without those that also stand in the open, in a visible test."""
     sources = [cell.source for cell in notebook.cells]
     public = {line.strip() for source in sources for line in REGION.sub("", source).splitlines()}
-    secret = {line.strip() for source in sources for found in REGION.finditer(source) for line in found[2].splitlines()}
-    return secret - public
+    secret = {"SOLUTION": set(), "HIDDEN TESTS": set()}
+    for kind, text in (found.groups() for source in sources for found in REGION.finditer(source)):
+        secret[kind] |= {line.strip() for line in text.splitlines() if re.search(r"\w", line)}
+    return secret["SOLUTION"] | (secret["HIDDEN TESTS"] - public)
 
 
 @pytest.fixture
@@ -33,8 +35,14 @@ def course(tmp_path):
 
 def test_every_secret_line_is_found():
     secret = secret_lines(small_notebook())
-    assert len(secret) == 6
-    assert {"factor_of_two = 2", 'assert double(3) == 6, "did you square instead of doubling?"'} < secret
+    assert secret == {
+        "factor_of_two = 2",
+        "return factor_of_two * x",
+        'assert double(3) == 6, "did you square instead of doubling?"',
+        "start_value = 0",
+        "return sum(values, start_value)",
+        'assert total([1, 2, 4]) == 7, "did you forget the last value?"',
+    }
 
 
 @pytest.mark.parametrize("path", all_notebooks(), ids=lambda path: path.stem)
