@@ -21,7 +21,7 @@ OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links '$(WHEELHOUSE)')
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 NBVAL := $(BIN)/python -m pytest -q --nbval --nbval-sanitize-with course/sanitize.cfg -p no:cacheprovider notebooks
 
-.PHONY: help setup demo test test-all test-browser test-notebooks lab explorer student grade wheelhouse clean
+.PHONY: help setup demo test test-all test-rest test-browser test-notebooks lab explorer student grade wheelhouse clean
 
 help:
 	@echo "make demo      see NESS remember what fine-tuning forgets (about a minute after installation)"
@@ -29,7 +29,7 @@ help:
 	@echo "make explorer  the threshold explorer as a page of its own (Voilà)"
 	@echo "make test      linters, types and tests, also in a real browser if there is a Chromium"
 	@echo "make test-browser  the tests in a real browser alone"
-	@echo "make test-all  also every notebook's exercises, and notebooks with other threads and instructions"
+	@echo "make test-all  also every notebook's exercises and every notebook in the browser, with other threads too"
 	@echo "make student   the notebooks for students, without solutions, in $(STUDENT)"
 	@echo "make grade SUBMITTED=<folder>  grade what students hand in (this runs their code)"
 	@echo "make wheelhouse  every package in one folder, for a classroom without internet"
@@ -63,8 +63,12 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(NBVAL)
 	$(MAKE) --no-print-directory test-browser
 
-test-all: test
+test-all: test test-rest
+
+# What make test leaves out: it takes long.
+test-rest: $(INSTALLED)
 	$(BIN)/python -m pytest -m every --ignore=tests/browser
+	$(BIN)/python -m pytest -rs -m every tests/browser
 	$(MAKE) --no-print-directory test-notebooks
 
 # The committed outputs hold with another number of threads, and with the plainest instructions that any machine has.
