@@ -9,7 +9,7 @@ from pages import ROOT, lab, open_page, run_all, settle, shades
 NOTEBOOKS = sorted(path.relative_to(ROOT / "notebooks") for path in (ROOT / "notebooks").glob("[0-9]*/*.ipynb"))
 QUICK = "04_the_threshold_explorer"  # in `make test`; the others in `make test-all`
 SCREENSHOTS = ROOT / "screenshots"
-WHOLE = {"width": 1280, "height": 14_000}  # as high as the longest notebook, so that one picture shows everything
+WHOLE = {"width": 1280, "height": 16_000}  # about the most that a browser draws: one picture shows a whole notebook
 SECONDS = 300  # on a machine that is busy with other tests
 
 
