@@ -249,6 +249,7 @@ def test_nobody_to_grade_and_nothing_to_grade_by(tmp_path, course, monkeypatch):
 def test_the_last_copy_of_a_test_counts_and_answers_stay(empty):
     submitted = small_notebook()
     submitted.cells.insert(2, cell(small_notebook(), "test-01-1"))
+    submitted.cells[2].id = "copied"
     names = [cell.metadata.get("nbgrader", {}).get("grade_id") for cell in restored(submitted, empty).cells]
     assert [name for name in names if name] == ["answer-01-1", "test-01-1", "answer-01-2", "test-01-2"]
     assert names[2] is None
