@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from nesskit.errors import UnknownNameError
 from nesskit.methods.base import Method
+from nesskit.methods.ewc import EWC
 from nesskit.methods.finetune import Finetune
 from nesskit.methods.gpm import GPM
 from nesskit.methods.joint import Joint
 from nesskit.methods.ness import NESS
+from nesskit.methods.ness_budget import NESSBudget
+from nesskit.methods.ness_soft import NESSSoft
 from nesskit.settings import MethodSettings
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (NESS, Finetune, Joint, GPM)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        NESS,
+        NESSSoft,
+        NESSBudget,
+        Finetune,
+        Joint,
+        GPM,
+        EWC,
+    )
+}
 
-__all__ = ["GPM", "METHODS", "NESS", "Finetune", "Joint", "Method", "make_method"]
+__all__ = ["EWC", "GPM", "METHODS", "NESS", "Finetune", "Joint", "Method", "NESSBudget", "NESSSoft", "make_method"]
 
 
 def make_method(name: str, settings: MethodSettings | None = None) -> Method:

@@ -9,22 +9,28 @@ from __future__ import annotations
 from nesskit.settings.fields import flatten, from_dict, to_dict
 from nesskit.settings.methods import (
     METHOD_SETTINGS,
+    EWCSettings,
     FinetuneSettings,
     GPMSettings,
     JointSettings,
     MethodSettings,
+    NESSBudgetSettings,
     NESSSettings,
+    NESSSoftSettings,
 )
 from nesskit.settings.run import RunSettings
 from nesskit.settings.training import NetworkSettings, TrainingSettings
 
 __all__ = [
     "METHOD_SETTINGS",
+    "EWCSettings",
     "FinetuneSettings",
     "GPMSettings",
     "JointSettings",
     "MethodSettings",
+    "NESSBudgetSettings",
     "NESSSettings",
+    "NESSSoftSettings",
     "NetworkSettings",
     "RunSettings",
     "TrainingSettings",

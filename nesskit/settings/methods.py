@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nesskit.errors import SettingsError
-from nesskit.filters import Filter, FrobeniusThreshold, HardFilter
+from nesskit.filters import Filter, FrobeniusThreshold, HardFilter, InterferenceBudget, SoftFilter
 from nesskit.settings.fields import check_types, require
 
 
@@ -44,6 +44,22 @@ class NESSSettings(MethodSettings):
 
 
 @dataclass(frozen=True)
+class NESSSoftSettings(NESSSettings):
+    """NESS with a soft filter: every direction is used, the less the more old inputs have in it."""
+
+    filter: Filter = field(default_factory=lambda: SoftFilter(0.01, "frobenius"))
+    """How much each direction is used, as soft:τ:frobenius with τ a share of ‖I‖_F; the smaller, the stricter."""
+
+
+@dataclass(frozen=True)
+class NESSBudgetSettings(NESSSettings):
+    """NESS with a budget of interference per layer instead of a single threshold for all."""
+
+    filter: Filter = field(default_factory=InterferenceBudget)
+    """Which directions are free, as budget:value; the smaller, the stricter."""
+
+
+@dataclass(frozen=True)
 class FinetuneSettings(MethodSettings):
     """Fine-tuning: train every weight on each task in turn and do nothing against forgetting."""
 
@@ -71,9 +87,35 @@ class GPMSettings(MethodSettings):
         require(self, "samples", self.samples >= 1, "at least 1")
 
 
+@dataclass(frozen=True)
+class EWCSettings(MethodSettings):
+    """EWC: a penalty on moving weights that mattered to old tasks (Kirkpatrick et al. 2017)."""
+
+    strength: float = 1000.0
+    """λ: how much the old tasks count beside the new one."""
+    form: Literal["separate", "online"] = "separate"
+    """separate: one penalty per old task; online: one for all, around the newest weights (Schwarz et al. 2018)."""
+    gamma: float = 0.95
+    """By which the online form multiplies old importances with every task; 1: it keeps them."""
+    samples: int | None = None
+    """Training examples of each task that the importances are estimated from; None: all."""
+    fisher_batch: int = 16
+    """Examples per backward pass of that estimate; the fewer, the less it scatters."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "strength", self.strength >= 0, "at least 0")
+        require(self, "gamma", 0 <= self.gamma <= 1, "in [0, 1]")
+        require(self, "samples", self.samples is None or self.samples >= 1, "at least 1")
+        require(self, "fisher_batch", self.fisher_batch >= 1, "at least 1")
+
+
 METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "ness": NESSSettings,
+    "ness-soft": NESSSoftSettings,
+    "ness-budget": NESSBudgetSettings,
     "finetune": FinetuneSettings,
     "joint": JointSettings,
     "gpm": GPMSettings,
+    "ewc": EWCSettings,
 }

@@ -1,0 +1,131 @@
+"""EWC: elastic weight consolidation (Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS
+2017), and its online form (Schwarz et al., Progress & Compress, ICML 2018).
+
+No subspace: directions are the *weights* themselves, one by one; each has an importance, the diagonal of the Fisher
+information; it is enforced by a *penalty*; remembered are importances and the weights that they belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical
+from torch.nn import functional as F  # noqa: N812
+
+from nesskit.capture import evaluating
+from nesskit.methods.base import Method
+from nesskit.methods.subspace import keep_running_statistics, sample
+from nesskit.networks.task_model import TaskModel
+from nesskit.settings import EWCSettings
+from nesskit.streams.base import normalise
+from nesskit.streams.batches import Batch, TaskData
+
+
+class EWC(Method):
+    """Every task after the first pays λ/2 Σ_i F_i (θ_i - θ*_i)² for moving the backbone's weights θ (Eq. 3).
+
+    Kirkpatrick et al. add one such penalty per old task. A sum of parabolas is a parabola: Σ_t F_t (θ - θ_t)² is
+    F (θ - c)² with F = Σ_t F_t and c = Σ_t F_t θ_t / F, up to a constant that no gradient sees. So two tensors of the
+    size of the weights are enough for any number of tasks. The online form forgets the old anchors (c is where the last
+    task ended) and lets old importances fade: F ← γ F + F_t.
+
+    Attributes:
+        importance: name of a backbone's parameter → F, in its shape.
+        anchors: name → c.
+    """
+
+    name = "ewc"
+    settings_type = EWCSettings
+    settings: EWCSettings
+
+    def __init__(self, settings: EWCSettings | None = None) -> None:
+        super().__init__(settings)
+        self.importance: dict[str, Tensor] = {}
+        self.anchors: dict[str, Tensor] = {}
+
+    def train_mode(self, model: TaskModel) -> None:
+        """Training mode; after task 1 without BatchNorm's running averages, on which no penalty can act."""
+        model.train()
+        if self.importance:
+            keep_running_statistics(model.backbone)
+
+    def loss(self, model: TaskModel, batch: Batch) -> Tensor:
+        """Cross-entropy and the penalty."""
+        return super().loss(model, batch) + self.penalty(model)
+
+    def penalty(self, model: TaskModel) -> Tensor:
+        """λ/2 Σ_i F_i (θ_i - c_i)², a scalar; 0 during task 1."""
+        parameters = dict(model.backbone.named_parameters())
+        moved = [(F * (parameters[n] - self.anchors[n]).square()).sum() for n, F in self.importance.items()]
+        return self.settings.strength / 2 * torch.stack(moved).sum() if moved else torch.zeros(())
+
+    def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
+        """Add the task's Fisher information to the importances."""
+        settings = self.settings
+        x = data.train.x if settings.samples is None else sample(data.train.x, settings.samples)
+        pieces = (normalise(piece, data.normalisation) for piece in x.split(settings.fisher_batch))
+        new = fisher_diagonal(model, data.index, pieces)
+        for name, parameter in model.backbone.named_parameters():
+            self._remember(name, new[name], parameter.detach())
+        return ()
+
+    def _remember(self, name: str, new: Tensor, weights: Tensor) -> None:
+        """Merge the parabola of the task just learned, ``new`` (θ - ``weights``)², into the one that is kept."""
+        if self.settings.form == "online" or name not in self.importance:
+            old = self.importance.get(name, torch.zeros_like(new))
+            self.importance[name] = self.settings.gamma * old + new
+            self.anchors[name] = weights.clone()
+            return
+        self.importance[name] = self.importance[name] + new
+        share = torch.where(new > 0, new / self.importance[name], 0.0)  # 0 where no task cares: any anchor will do
+        self.anchors[name] = self.anchors[name] + share * (weights - self.anchors[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Importances and anchors."""
+        return {"importance": dict(self.importance), "anchors": dict(self.anchors)}
+
+    def load_state_dict(self, model: TaskModel, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        parameters = dict(model.backbone.named_parameters())
+        self.importance = {name: F.to(parameters[name]) for name, F in state["importance"].items()}
+        self.anchors = {name: anchor.to(parameters[name]) for name, anchor in state["anchors"].items()}
+
+    def memory_report(self) -> dict[str, int]:
+        """Bytes of both."""
+        return {
+            "importance": sum(F.nbytes for F in self.importance.values()),
+            "anchors": sum(anchor.nbytes for anchor in self.anchors.values()),
+        }
+
+
+def fisher_diagonal(model: TaskModel, task: int, batches: Iterator[Tensor]) -> dict[str, Tensor]:
+    """The diagonal of the Fisher information of the backbone's parameters, F_i = E[(∂ log p(y | x) / ∂θ_i)²].
+
+    y is drawn from the model's own answers. Scores of such labels have mean zero and are independent, so the square of
+    a batch's summed score is an unbiased estimate of the sum of their squares: one backward pass a batch, and exact in
+    the mean also where BatchNorm ties the answers of a batch together. (With the true labels neither would hold.)
+
+    Args:
+        model: in whatever mode; looked at in evaluation mode.
+        task: whose head answers.
+        batches: normalised inputs (n, …). The smaller they are, the less the estimate scatters.
+
+    Returns:
+        Name → F in the parameter's shape, a mean over examples.
+    """
+    parameters = {name: p for name, p in model.backbone.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    count = 0
+    with evaluating(model):
+        for x in batches:
+            logits = model(x, task)
+            drawn = Categorical(logits=logits.detach()).sample()
+            log_likelihood = -F.cross_entropy(logits, drawn, reduction="sum")
+            scores = torch.autograd.grad(log_likelihood, list(parameters.values()), materialize_grads=True)
+            for name, score in zip(parameters, scores, strict=True):
+                total[name] += score.square()
+            count += len(x)
+    return {name: value / count for name, value in total.items()}
