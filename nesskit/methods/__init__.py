@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nesskit.errors import UnknownNameError
+from nesskit.methods.agem import AGEM
 from nesskit.methods.base import Method
 from nesskit.methods.ewc import EWC
 from nesskit.methods.finetune import Finetune
@@ -23,10 +24,23 @@ METHODS: dict[str, type[Method]] = {
         Joint,
         GPM,
         EWC,
+        AGEM,
     )
 }
 
-__all__ = ["EWC", "GPM", "METHODS", "NESS", "Finetune", "Joint", "Method", "NESSBudget", "NESSSoft", "make_method"]
+__all__ = [
+    "AGEM",
+    "EWC",
+    "GPM",
+    "METHODS",
+    "NESS",
+    "Finetune",
+    "Joint",
+    "Method",
+    "NESSBudget",
+    "NESSSoft",
+    "make_method",
+]
 
 
 def make_method(name: str, settings: MethodSettings | None = None) -> Method:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from nesskit.settings.fields import flatten, from_dict, to_dict
 from nesskit.settings.methods import (
     METHOD_SETTINGS,
+    AGEMSettings,
     EWCSettings,
     FinetuneSettings,
     GPMSettings,
@@ -23,6 +24,7 @@ from nesskit.settings.training import NetworkSettings, TrainingSettings
 
 __all__ = [
     "METHOD_SETTINGS",
+    "AGEMSettings",
     "EWCSettings",
     "FinetuneSettings",
     "GPMSettings",

@@ -91,8 +91,8 @@ class GPMSettings(MethodSettings):
 class EWCSettings(MethodSettings):
     """EWC: a penalty on moving weights that mattered to old tasks (Kirkpatrick et al. 2017)."""
 
-    strength: float = 1000.0
-    """λ: how much the old tasks count beside the new one."""
+    strength: float = 60.0
+    """λ: how much the old tasks count beside the new one. Where lr · λ · F exceeds about 2, plain SGD diverges."""
     form: Literal["separate", "online"] = "separate"
     """separate: one penalty per old task; online: one for all, around the newest weights (Schwarz et al. 2018)."""
     gamma: float = 0.95
@@ -110,6 +110,21 @@ class EWCSettings(MethodSettings):
         require(self, "fisher_batch", self.fisher_batch >= 1, "at least 1")
 
 
+@dataclass(frozen=True)
+class AGEMSettings(MethodSettings):
+    """A-GEM: no step may raise the loss on remembered examples of old tasks (Chaudhry et al. 2019)."""
+
+    samples: int = 100
+    """Training examples of each task that are kept."""
+    reference_batch: int = 64
+    """Examples drawn from the memory of all old tasks for every step."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "samples", self.samples >= 1, "at least 1")
+        require(self, "reference_batch", self.reference_batch >= 1, "at least 1")
+
+
 METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "ness": NESSSettings,
     "ness-soft": NESSSoftSettings,
@@ -118,4 +133,5 @@ METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "joint": JointSettings,
     "gpm": GPMSettings,
     "ewc": EWCSettings,
+    "a-gem": AGEMSettings,
 }
