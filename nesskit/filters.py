@@ -31,10 +31,12 @@ class Probe:
         weight: (d_out, d) the layer's weight W before the new task.
         update: (d_out, d) a direction D in which the new task would change it, for example its gradient. Only the
             direction counts, not the length. None where no rule asks for it.
+        tasks: how many earlier tasks the spectrum's inputs come from, at least 1.
     """
 
     weight: Tensor
     update: Tensor | None = None
+    tasks: int = 1
 
 
 class Filter(ABC):
@@ -194,24 +196,28 @@ class SoftFilter(Filter):
 
 @dataclass(frozen=True)
 class InterferenceBudget(HardFilter):
-    """The largest rank at which *no* update as long as the weight can move the layer's old outputs by over ``budget``.
+    """The largest rank at which *no* update as long as the weight moves *any* old task's outputs by over ``budget``.
 
-    Among all D within the r smallest directions with ‖D‖_F = ‖W‖_F, the one along the largest of them, σ_j, moves the
-    outputs most: max ‖D I‖_F = σ_j ‖W‖_F. The outputs themselves measure ‖W I‖_F = √(Σ σ_i² ‖W u_i‖²). So the rule is
+    Forgetting is measured task by task, but I = [I_1 … I_t] pools the t old tasks, and an update may spend all of its
+    interference on one of them. The outputs of an old task are of size ‖W I‖_F / √t (root mean square over the tasks),
+    and no update D moves them by more than ‖D I_s‖_F ≤ ‖D I‖_F ≤ σ_j ‖D‖_F if σ_j is the largest free σ. So the rule is
 
-        σ_i ≤ budget · ‖W I‖_F / ‖W‖_F,   and any update within it obeys   ‖ΔW I‖_F / ‖W I‖_F ≤ budget · ‖ΔW‖_F / ‖W‖_F.
+        σ_i ≤ budget · ‖W I‖_F / (√t ‖W‖_F),
 
-    Unlike ε₁ the budget means the same in every layer: it knows how strongly the weight uses its inputs, and how many
-    directions they spread over (where W treats all d alike, the cut is budget/√d · ‖I‖_F). Of the probe it needs the
-    weight alone. Every direction is judged by itself: a budget for the sum over a layer's free directions, which this
-    rule replaces, spent as much on 2 directions of the digits' input layer as on 84 of the hidden one. The default was
-    chosen by ``speed/budget.py``; ``data/results/budget.md`` says how it does beside single ε₁, and where it falls
-    short.
+    with ‖W I‖_F = √(Σ σ_i² ‖W u_i‖²), and every update within it obeys, for each old task s,
+
+        ‖ΔW I_s‖_F ≤ budget · (‖W I‖_F / √t) · ‖ΔW‖_F / ‖W‖_F.
+
+    Unlike ε₁ the budget means the same in every layer and after every task: it knows how strongly the weight uses its
+    inputs, how many directions they spread over (where W treats all d alike, the cut is budget/√(d t) · ‖I‖_F) and how
+    many tasks there are to protect. Of the probe it needs the weight and the number of tasks. The bound is one layer's,
+    for the inputs remembered: layers before it move too. The default was chosen by ``speed/budget.py``;
+    ``data/results/budget.md`` says how, and how it does beside single ε₁.
     """
 
     name = "budget"
     needs_probe = True
-    budget: float = 0.2
+    budget: float = 0.283
 
     def __post_init__(self) -> None:
         _require_positive("budget", self.budget)
@@ -220,11 +226,13 @@ class InterferenceBudget(HardFilter):
         """The largest singular value that still counts as small; 0 if the layer's outputs are. Needs a probe."""
         if probe is None:
             raise SpectrumError("InterferenceBudget needs the layer's weight: pass probe=Probe(weight)")
+        if probe.tasks < 1:
+            raise SpectrumError(f"the probe's inputs must come from at least 1 task, got {probe.tasks}")
         weight, d = probe.weight.detach().to(spectrum.directions), len(spectrum)
         if weight.ndim != 2 or weight.shape[1] != d:
             raise SpectrumError(f"the probe's weight {tuple(weight.shape)} must be (d_out, {d})")
         outputs = (weight @ spectrum.directions * spectrum.singular_values).norm()  # ‖W I‖_F = ‖W U Σ‖_F
-        return float(self.budget * outputs / (weight.norm() or 1.0))
+        return float(self.budget * outputs / (weight.norm() or 1.0)) / math.sqrt(probe.tasks)
 
     def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
         """How many singular values lie at or under the cut; needs a probe."""

@@ -170,7 +170,8 @@ class LayerCurve(InterferenceCurve):
     def probe(self) -> Probe:
         """For filters: a weight and an update with one output, which have the profile's energies in every direction."""
         energies = (self.profile.weight_energy, self.profile.update_energy)
-        return Probe(*(torch.from_numpy(np.sqrt(energy))[None] for energy in energies))
+        weight, update = (torch.from_numpy(np.sqrt(energy))[None] for energy in energies)
+        return Probe(weight, update, tasks=max(1, self.profile.task))
 
     def null_rank(self, rule: HardFilter) -> int:
         """How many directions ``rule`` frees."""

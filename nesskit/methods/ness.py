@@ -201,12 +201,16 @@ class NESS(Method):
         return layer_profile(name, task, rank, space.count, space.spectrum, update, weight)
 
     def _probes(self, model: TaskModel, data: TaskData, names: Sequence[str]) -> dict[str, Probe]:
-        """For each layer its weight and, if the filter asks for it, the gradient of the new task's loss."""
+        """For each layer its weight, the number of old tasks and, if the filter asks, the gradient of the new loss."""
         layers = {name: model.backbone.get_submodule(name) for name in names}
         augmented = self.settings.bias == "augment"
         gradients = self._gradients(model, data, layers) if self.settings.filter.needs_update else {}
         return {
-            name: Probe(weight_matrix(layer, augmented), _matrix(gradients[name], augmented) if gradients else None)
+            name: Probe(
+                weight_matrix(layer, augmented),
+                _matrix(gradients[name], augmented) if gradients else None,
+                tasks=data.index,
+            )
             for name, layer in layers.items()
         }
 
