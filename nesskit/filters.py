@@ -208,11 +208,11 @@ class InterferenceBudget(HardFilter):
 
         ‖ΔW I_s‖_F ≤ budget · (‖W I‖_F / √t) · ‖ΔW‖_F / ‖W‖_F.
 
-    Unlike ε₁ the budget means the same in every layer and after every task: it knows how strongly the weight uses its
-    inputs, how many directions they spread over (where W treats all d alike, the cut is budget/√(d t) · ‖I‖_F) and how
-    many tasks there are to protect. Of the probe it needs the weight and the number of tasks. The bound is one layer's,
-    for the inputs remembered: layers before it move too. The default was chosen by ``speed/budget.py``;
-    ``data/results/budget.md`` says how, and how it does beside single ε₁.
+    Unlike ε₁ the budget means the same in every layer and whatever the number of tasks: it knows how strongly the
+    weight uses its inputs, how many directions they spread over (where W treats all d alike, the cut is
+    budget/√(d t) · ‖I‖_F) and how many tasks there are to protect. Of the probe it needs the weight and that number.
+    The bound is for one new task and one layer, on the inputs remembered: layers before it move too. The default was
+    chosen by ``speed/budget.py``; ``data/results/budget.md`` says how, and how it does beside single ε₁.
     """
 
     name = "budget"

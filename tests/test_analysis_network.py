@@ -52,12 +52,13 @@ RULES = [
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_look_up_is_what_the_filter_does_to_the_update(rule):
-    parts, profiles = network()
+@pytest.mark.parametrize("task", [1, 4])
+def test_a_look_up_is_what_the_filter_does_to_the_update(rule, task):
+    parts, profiles = network(task=task)
     point = NetworkCurves.of(profiles).at(rule)
     for layer in point.layers:
         x, weight, update, spectrum = parts[layer.layer]
-        weights = rule.weights(spectrum, Probe(weight, update))
+        weights = rule.weights(spectrum, Probe(weight, update, tasks=task))
         filtered = update @ spectrum.directions * weights @ spectrum.directions.T
         assert layer.rank == int((weights > 0).sum())
         moved = float((torch.from_numpy(x) @ filtered.T).norm())

@@ -146,6 +146,45 @@ def test_no_update_within_an_interference_budget_moves_the_outputs_by_more():
             assert in_units_of_outputs(step @ INPUTS.T) <= budget * length
 
 
+@pytest.mark.parametrize("tasks", [2, 5])
+def test_an_interference_budget_holds_for_every_old_task_by_itself(tasks):
+    """Even if one old task is alone in a direction and the update goes there: measured in outputs of a usual task."""
+    budget = 0.2
+    parts = np.split(rng.standard_normal((20 * tasks, 9)) * GAPS**0.5, tasks)
+    parts[-1][:, :4] *= 0.01
+    pooled = np.concatenate(parts)
+    spectrum = spectrum_of(pooled)
+    rank = InterferenceBudget(budget).null_rank(spectrum, Probe(torch.tensor(WEIGHT), tasks=tasks))
+    assert 0 < rank < 9
+    usual = np.sqrt(np.mean([np.linalg.norm(WEIGHT @ part.T) ** 2 for part in parts]))
+
+    def worst(r):
+        small = spectrum.null_basis(r).numpy()
+        return max(np.linalg.norm(part @ small, 2) for part in parts) * np.linalg.norm(WEIGHT) / usual
+
+    assert worst(rank) <= budget
+    assert worst(9) > budget
+
+
+def test_the_cut_of_an_interference_budget_falls_with_the_root_of_the_number_of_old_tasks():
+    spectrum = spectrum_of(INPUTS)
+    cuts = [InterferenceBudget(0.2).cut(spectrum, Probe(torch.tensor(WEIGHT), tasks=tasks)) for tasks in (1, 4, 9)]
+    assert cuts == pytest.approx([cuts[0], cuts[0] / 2, cuts[0] / 3])
+
+
+def test_the_cut_of_an_interference_budget_stays_where_tasks_are_alike():
+    """t tasks with the same inputs: the size of one task's outputs, in which the budget is measured, stays."""
+    for tasks in (2, 4):
+        pooled = spectrum_of(np.concatenate([INPUTS] * tasks))
+        cut = InterferenceBudget(0.2).cut(pooled, Probe(torch.tensor(WEIGHT), tasks=tasks))
+        assert cut == pytest.approx(InterferenceBudget(0.2).cut(spectrum_of(INPUTS), PROBE))
+
+
+def test_interference_budget_refuses_inputs_of_no_task():
+    with pytest.raises(SpectrumError, match="at least 1 task, got 0"):
+        InterferenceBudget(0.1).null_rank(HAND, Probe(torch.ones(2, 5), tasks=0))
+
+
 @pytest.mark.parametrize("budget", [0.01, 0.2])
 @pytest.mark.parametrize("factor", [1e-4, 1e4])
 def test_interference_budget_does_not_depend_on_the_scale_of_inputs_weight_or_update(budget, factor):
@@ -198,8 +237,9 @@ def test_interference_budget_refuses_a_weight_of_another_layer(shape):
 
 
 def test_interference_budget_has_a_default():
-    assert parse_filter("budget") == InterferenceBudget() == InterferenceBudget(0.2)
-    assert str(parse_filter("budget")) == "budget:0.2"
+    assert parse_filter("budget") == InterferenceBudget() == InterferenceBudget(0.283)
+    assert str(parse_filter("budget")) == "budget:0.283"
+    assert parse_filter("budget:0.2") == InterferenceBudget(0.2)
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,10 @@ class TestNESS:
         assert any(p.rank for p in run.profiles)
 
     def test_a_filter_may_ask_for_the_direction_of_the_new_task(self, stream):
-        """The update in the probe is the gradient of the new task's loss at the weights it starts from."""
+        """The update in the probe is the gradient of the new task's loss at the weights it starts from.
+
+        The probe says of how many tasks the old inputs are, too.
+        """
         seen = []
 
         @dataclasses.dataclass(frozen=True)
@@ -249,6 +252,19 @@ class TestNESS:
         method.begin_task(model, TaskData(stream[1], 1, torch.device("cpu")))
         for probe, layer in zip(seen, model.backbone.layers, strict=True):
             torch.testing.assert_close(probe.update, layer.layer.weight.grad, rtol=1e-3, atol=1e-4)
+            assert probe.tasks == 1
+
+    def test_an_interference_budget_gets_tighter_with_every_task(self, stream):
+        """No layer's update, were it as long as the weight, moves the outputs by more than the budget over √t."""
+        budget = 0.3
+        run = learn(stream.first(3), ness(filter=InterferenceBudget(budget)))
+        for p in run.profiles:
+            free = p.sigma_squared[len(p.sigma_squared) - p.rank :]
+            occupied = p.sigma_squared[: len(p.sigma_squared) - p.rank]
+            cut = budget**2 / p.task * (p.sigma_squared @ p.weight_energy) / p.weight_energy.sum()
+            assert (free <= cut * (1 + 1e-6)).all()
+            assert (occupied >= cut * (1 - 1e-6)).all()
+        assert {p.task for p in run.profiles} == {1, 2}
 
     def test_a_rank_of_zero_everywhere_is_a_warning_that_helps(self, stream):
         # The three pixels that are always zero would be free: with noise in every pixel nothing is.
