@@ -12,6 +12,7 @@ from nesskit.methods.joint import Joint
 from nesskit.methods.ness import NESS
 from nesskit.methods.ness_budget import NESSBudget
 from nesskit.methods.ness_soft import NESSSoft
+from nesskit.methods.owm import OWM
 from nesskit.settings import MethodSettings
 
 METHODS: dict[str, type[Method]] = {
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
         GPM,
         EWC,
         AGEM,
+        OWM,
     )
 }
 
@@ -34,6 +36,7 @@ __all__ = [
     "GPM",
     "METHODS",
     "NESS",
+    "OWM",
     "Finetune",
     "Joint",
     "Method",

@@ -18,6 +18,7 @@ from nesskit.settings.methods import (
     NESSBudgetSettings,
     NESSSettings,
     NESSSoftSettings,
+    OWMSettings,
 )
 from nesskit.settings.run import RunSettings
 from nesskit.settings.training import NetworkSettings, TrainingSettings
@@ -34,6 +35,7 @@ __all__ = [
     "NESSSettings",
     "NESSSoftSettings",
     "NetworkSettings",
+    "OWMSettings",
     "RunSettings",
     "TrainingSettings",
     "flatten",

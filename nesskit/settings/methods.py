@@ -125,6 +125,24 @@ class AGEMSettings(MethodSettings):
         require(self, "reference_batch", self.reference_batch >= 1, "at least 1")
 
 
+@dataclass(frozen=True)
+class OWMSettings(MethodSettings):
+    """OWM: project the gradient away from the mean inputs of old batches, by a recursion (Zeng et al. 2019)."""
+
+    alpha: float = 0.1
+    """α of a task's first batch, the energy that halves an old direction's weight; the smaller, the stricter."""
+    alpha_decay: float = 1.0
+    """α of a task's last batch is this times that of the first."""
+    batch: int = 8
+    """Examples whose mean is taken; 1 protects every single input, as a second moment does."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "alpha", self.alpha > 0, "above 0")
+        require(self, "alpha_decay", self.alpha_decay > 0, "above 0")
+        require(self, "batch", self.batch >= 1, "at least 1")
+
+
 METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "ness": NESSSettings,
     "ness-soft": NESSSoftSettings,
@@ -134,4 +152,5 @@ METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "gpm": GPMSettings,
     "ewc": EWCSettings,
     "a-gem": AGEMSettings,
+    "owm": OWMSettings,
 }

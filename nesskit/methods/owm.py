@@ -1,0 +1,131 @@
+"""OWM: orthogonal weights modification (Zeng, Chen, Cui and Yu, Continual learning of context-dependent processing in
+neural networks, Nature Machine Intelligence 2019).
+
+The four choices: directions come from layer *inputs*, of which only the mean of each batch is looked at; the spectrum
+is filtered *softly*, 1/(1 + σ²/α); it is enforced by projecting the *gradient*; remembered is one *projector* a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nesskit.capture import evaluating, layer_inputs, named_layers
+from nesskit.methods.subspace import SubspaceMethod, protected_weights
+from nesskit.networks.task_model import TaskModel
+from nesskit.settings import OWMSettings
+from nesskit.spectrum import float64_device
+from nesskit.streams.base import normalise
+from nesskit.streams.batches import TaskData
+
+
+class OWM(SubspaceMethod):
+    """Every task after the first follows G P, with P = I - A (AᵀA + α I)⁻¹ Aᵀ of the old batch-mean inputs A (Eq. 1).
+
+    P is never computed from A: recursive least squares takes in one mean after another and forgets it (Eq. 3 to 5 of
+    the paper's Methods, see :func:`update_projector`). A convolution has one mean at each of its positions.
+
+    Attributes:
+        projectors: layer name → P (d, d), in the weight's dtype.
+    """
+
+    name = "owm"
+    settings_type = OWMSettings
+    settings: OWMSettings
+
+    def __init__(self, settings: OWMSettings | None = None) -> None:
+        super().__init__(settings)
+        self.projectors: dict[str, Tensor] = {}
+
+    def adjust_gradients(self, model: TaskModel) -> None:
+        """G → G P in every protected layer."""
+        weights = protected_weights(model)
+        for name, projector in self.projectors.items():
+            gradient = weights[name].grad
+            if gradient is not None:
+                gradient.copy_((gradient.flatten(1) @ projector).view_as(gradient))
+
+    def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
+        """Take the task's training examples, in batches in random order, into the projectors."""
+        order = torch.randperm(len(data.train.y)).to(data.train.x.device)
+        pieces = order.split(self.settings.batch)
+        projectors = {name: self._projector(name, weight) for name, weight in protected_weights(model).items()}
+        means = batch_means(model.backbone, (normalise(data.train.x[p], data.normalisation) for p in pieces))
+        for number, inputs in enumerate(means):
+            alpha = self.settings.alpha * self.settings.alpha_decay ** (number / len(pieces))
+            for name, X in inputs.items():
+                projectors[name] = update_projector(projectors[name], X, alpha)
+        weights = protected_weights(model)
+        self.projectors = {name: P.to(weights[name]) for name, P in projectors.items()}
+        return super().end_task(model, data)
+
+    def _projector(self, name: str, weight: Tensor) -> Tensor:
+        """P (d, d) in float64 as it stands; the identity before anything was learned."""
+        device = float64_device(weight.device)
+        if name in self.projectors:
+            return self.projectors[name].to(device, torch.float64)
+        return torch.eye(weight[0].numel(), dtype=torch.float64, device=device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The projectors."""
+        return {**super().state_dict(), "projectors": dict(self.projectors)}
+
+    def load_state_dict(self, model: TaskModel, state: Mapping[str, Any]) -> None:
+        """Restore the projectors."""
+        super().load_state_dict(model, state)
+        weights = protected_weights(model)
+        self.projectors = {name: P.to(weights[name]) for name, P in state["projectors"].items()}
+
+    def memory_report(self) -> dict[str, int]:
+        """Bytes of the projectors."""
+        return {"projectors": sum(P.nbytes for P in self.projectors.values())}
+
+
+def update_projector(projector: Tensor, rows: Tensor, alpha: float) -> Tensor:
+    """P after seeing the inputs X: P - P Xᵀ (α I + X P Xᵀ)⁻¹ X P, that is (P⁻¹ + Xᵀ X/α)⁻¹.
+
+    For one row x this is Sherman and Morrison's P - P x xᵀ P/(α + xᵀ P x), the step of the paper; several rows at once
+    (Woodbury) give what one after another would.
+
+    Args:
+        projector: P, (d, d), symmetric.
+        rows: X, (m, d).
+        alpha: α > 0; the smaller, the closer P comes to projecting X out.
+    """
+    X = rows.to(projector)
+    if len(X) > X.shape[1]:
+        X = torch.linalg.qr(X, mode="r").R  # only Xᵀ X matters, and d rows are enough for that
+    seen = X @ projector
+    inner = alpha * torch.eye(len(X)).to(X) + seen @ X.T
+    updated = projector - seen.T @ torch.linalg.solve(inner, seen)
+    return (updated + updated.T) / 2
+
+
+@torch.no_grad()
+def batch_means(backbone: nn.Module, batches: Iterable[Tensor]) -> Iterable[dict[str, Tensor]]:
+    """For each batch: layer name → (positions, d), the mean over the batch of the layer's input at each position."""
+    means: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(backbone))
+        for name, layer in named_layers(backbone).items():
+            stack.callback(layer.register_forward_pre_hook(_keeping_mean(means, name), with_kwargs=True).remove)
+        for batch in batches:
+            means.clear()
+            backbone(batch)
+            yield dict(means)
+
+
+def _keeping_mean(means: dict[str, Tensor], name: str) -> Callable[..., None]:
+    """A hook that notes the mean of a layer's input; the patches of a mean image are the means of the patches."""
+
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        mean = (args[0] if args else kwargs["input"]).mean(dim=0, keepdim=True)
+        before = [means[name]] if name in means else []  # a layer may be called more than once
+        means[name] = torch.cat([*before, *(rows for rows, _ in layer_inputs(layer, mean))])
+
+    return hook
