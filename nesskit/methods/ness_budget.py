@@ -14,7 +14,8 @@ from nesskit.settings import NESSBudgetSettings
 class NESSBudget(NESS):
     """NESS whose rank in every layer follows from what the layer's weight makes of its old inputs.
 
-    The rule is that of :class:`nesskit.InterferenceBudget`: ‖ΔW I‖_F / ‖W I‖_F ≤ budget · ‖ΔW‖_F / ‖W‖_F.
+    The rule is that of :class:`nesskit.InterferenceBudget`: no update as long as the weight moves the layer's outputs
+    for any old task by more than the budget, a share of their size.
     """
 
     name = "ness-budget"
