@@ -151,6 +151,28 @@ class EnergyThreshold(HardFilter):
 
 
 @dataclass(frozen=True)
+class SmallestMultiple(HardFilter):
+    """σ_i² ≤ factor · σ_min², the rule of Adam-NSCL (Wang et al. 2021).
+
+    σ_min is the smallest singular value that is more than round-off. Directions in which nothing was seen are always
+    free; measured by them, no other would ever be.
+    """
+
+    name = "smallest"
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not (self.factor >= 1 and math.isfinite(self.factor)):
+            raise SettingsError(f"factor must be a finite number of at least 1, got {self.factor}")
+
+    def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
+        """How many σ² lie at or under ``factor`` times the smallest that is more than round-off."""
+        energy = spectrum.singular_values.square()
+        seen = energy[energy > len(energy) * 2.0**-52 * energy[0]]
+        return int((energy <= self.factor * seen[-1]).sum()) if len(seen) else len(energy)
+
+
+@dataclass(frozen=True)
 class FixedRank(HardFilter):
     """Frees the ``rank`` smallest directions, whatever their singular values."""
 
@@ -246,6 +268,7 @@ FILTERS: dict[str, type[Filter]] = {
         NuclearThreshold,
         RelativeThreshold,
         EnergyThreshold,
+        SmallestMultiple,
         FixedRank,
         SoftFilter,
         InterferenceBudget,
@@ -265,7 +288,7 @@ def parse_filter(text: str) -> Filter:
         raise UnknownNameError("filter", name, FILTERS)
     rule = FILTERS[name]
     expected = [field.name for field in fields(rule)]  # type: ignore[arg-type]
-    example = f"{name}:{'10' if rule is FixedRank else '0.01'}"
+    example = f"{name}:{'10' if rule in (FixedRank, SmallestMultiple) else '0.01'}"
     if not values and fields(rule)[0].default is not MISSING:  # type: ignore[arg-type]
         return rule()
     if not values:

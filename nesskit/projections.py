@@ -28,6 +28,22 @@ def project_out(gradient: Tensor, basis: Tensor, importance: Tensor | None = Non
     return (matrix - along @ basis.T).view_as(gradient)
 
 
+def project_onto(update: Tensor, basis: Tensor) -> Tensor:
+    """G U Uᵀ, in the shape of ``update``: what is left of G within the span of U.
+
+    Args:
+        update: G, (d_out, d) or a convolution's weight.
+        basis: U, (d, r) with orthonormal columns; columns √w u instead weigh a direction by w.
+    """
+    return (update.flatten(1) @ basis @ basis.T).view_as(update)
+
+
+def energy_along(basis: Tensor, moment: Moment) -> Tensor:
+    """(k,) mᵢᵀ C mᵢ, the inputs' energy along each column of M (d, k), in float64."""
+    columns = basis.to(moment.matrix)
+    return (columns * (moment.matrix @ columns)).sum(dim=0)
+
+
 def grow_basis(basis: Tensor, moment: Moment, share: float) -> Tensor:
     """M and the fewest new directions with which it holds ``share`` of the energy of new inputs.
 

@@ -12,6 +12,7 @@ from nesskit.filters import (
     NuclearThreshold,
     Probe,
     RelativeThreshold,
+    SmallestMultiple,
     SoftFilter,
     parse_filter,
 )
@@ -48,6 +49,9 @@ def spectrum_of(x):
         (EnergyThreshold(0.6), 3),  # 16 are too few, 25 enough
         (EnergyThreshold(0.9), 2),  # 25 are too few, 29 enough
         (EnergyThreshold(1.0), 1),
+        (SmallestMultiple(1), 2),  # σ² 1 is the smallest; what was never seen is free anyway
+        (SmallestMultiple(4), 3),
+        (SmallestMultiple(8.9), 3),
         (FixedRank(3), 3),
         (FixedRank(0), 0),
     ],
@@ -252,6 +256,7 @@ def test_interference_budget_has_a_default():
         EnergyThreshold(1),
         FixedRank(12),
         SoftFilter(0.01),
+        SmallestMultiple(10),
         SoftFilter(1),
         SoftFilter(0.5, "frobenius"),
         InterferenceBudget(0.05),
@@ -265,7 +270,7 @@ def test_a_filter_is_restored_from_its_text(rule):
 
 
 def test_every_filter_can_be_named():
-    assert set(FILTERS) == {"frobenius", "nuclear", "relative", "energy", "rank", "soft", "budget"}
+    assert set(FILTERS) == {"frobenius", "nuclear", "relative", "energy", "smallest", "rank", "soft", "budget"}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from nesskit.streams.base import Examples, Task, TaskStream
 EVERY = pytest.mark.parametrize("name", METHODS)
 # Methods that hold every old output of the first layer, whose inputs never change, within a bound: the share of those
 # inputs' energy that may lie outside of what is protected.
-PROJECTIONS = dict.fromkeys(("gpm", "ness", "ness-soft", "ness-budget", "owm"), 0.03)
+PROJECTIONS = dict.fromkeys(("gpm", "trgp", "dfgp", "adam-nscl", "ness", "ness-soft", "ness-budget", "owm"), 0.03)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
 NETWORKS = {"mlp": (1, 8), "alexnet": (3, 32), "resnet18": (3, 32)}  # channels and size of its images

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from nesskit.errors import UnknownNameError
+from nesskit.methods.adam_nscl import AdamNSCL
 from nesskit.methods.agem import AGEM
 from nesskit.methods.base import Method
+from nesskit.methods.dfgp import DFGP
 from nesskit.methods.ewc import EWC
 from nesskit.methods.finetune import Finetune
 from nesskit.methods.gpm import GPM
@@ -13,6 +15,8 @@ from nesskit.methods.ness import NESS
 from nesskit.methods.ness_budget import NESSBudget
 from nesskit.methods.ness_soft import NESSSoft
 from nesskit.methods.owm import OWM
+from nesskit.methods.sgp import SGP
+from nesskit.methods.trgp import TRGP
 from nesskit.settings import MethodSettings
 
 METHODS: dict[str, type[Method]] = {
@@ -24,6 +28,10 @@ METHODS: dict[str, type[Method]] = {
         Finetune,
         Joint,
         GPM,
+        SGP,
+        TRGP,
+        DFGP,
+        AdamNSCL,
         EWC,
         AGEM,
         OWM,
@@ -32,11 +40,15 @@ METHODS: dict[str, type[Method]] = {
 
 __all__ = [
     "AGEM",
+    "DFGP",
     "EWC",
     "GPM",
     "METHODS",
     "NESS",
     "OWM",
+    "SGP",
+    "TRGP",
+    "AdamNSCL",
     "Finetune",
     "Joint",
     "Method",

@@ -15,6 +15,7 @@ from nesskit.methods.subspace import SubspaceMethod, moments_of, protected_weigh
 from nesskit.networks.task_model import TaskModel
 from nesskit.projections import grow_basis, project_out
 from nesskit.settings import GPMSettings
+from nesskit.spectrum import Moment
 from nesskit.streams.batches import TaskData
 
 
@@ -36,20 +37,27 @@ class GPM(SubspaceMethod):
     def adjust_gradients(self, model: TaskModel) -> None:
         """Take the part along M away from the gradient of every protected layer."""
         weights = protected_weights(model)
-        for name, basis in self.bases.items():
+        for name in self.bases:
             gradient = weights[name].grad
             if gradient is not None:
-                gradient.copy_(project_out(gradient, basis))
+                gradient.copy_(self.project(name, gradient))
+
+    def project(self, name: str, gradient: Tensor) -> Tensor:
+        """G - G M Mᵀ, for the gradient of the layer called ``name``."""
+        return project_out(gradient, self.bases[name])
 
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Add the directions of the task's inputs to M, so that it holds the threshold's share of their energy."""
         share = min(self.settings.threshold + self.settings.increment * data.index, 1.0)
         moments = moments_of(model, data, sample(data.train.x, self.settings.samples))
         for name, weight in protected_weights(model).items():
-            moment = moments[name]
-            basis = self.bases.get(name, weight.new_empty(moment.dimension, 0))
-            self.bases[name] = grow_basis(basis, moment, share).to(weight)
+            self.remember(name, moments[name], share, weight)
         return super().end_task(model, data)
+
+    def remember(self, name: str, moment: Moment, share: float, weight: Tensor) -> None:
+        """Grow the M of one layer, whose ``weight`` says in which type and where it is kept."""
+        basis = self.bases.get(name, weight.new_empty(moment.dimension, 0))
+        self.bases[name] = grow_basis(basis, moment, share).to(weight)
 
     def state_dict(self) -> dict[str, Any]:
         """The bases."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 from nesskit.settings.fields import flatten, from_dict, to_dict
 from nesskit.settings.methods import (
     METHOD_SETTINGS,
+    AdamNSCLSettings,
     AGEMSettings,
+    DFGPSettings,
     EWCSettings,
     FinetuneSettings,
     GPMSettings,
@@ -19,6 +21,8 @@ from nesskit.settings.methods import (
     NESSSettings,
     NESSSoftSettings,
     OWMSettings,
+    SGPSettings,
+    TRGPSettings,
 )
 from nesskit.settings.run import RunSettings
 from nesskit.settings.training import NetworkSettings, TrainingSettings
@@ -26,6 +30,8 @@ from nesskit.settings.training import NetworkSettings, TrainingSettings
 __all__ = [
     "METHOD_SETTINGS",
     "AGEMSettings",
+    "AdamNSCLSettings",
+    "DFGPSettings",
     "EWCSettings",
     "FinetuneSettings",
     "GPMSettings",
@@ -37,6 +43,8 @@ __all__ = [
     "NetworkSettings",
     "OWMSettings",
     "RunSettings",
+    "SGPSettings",
+    "TRGPSettings",
     "TrainingSettings",
     "flatten",
     "from_dict",

@@ -143,6 +143,75 @@ class OWMSettings(MethodSettings):
         require(self, "batch", self.batch >= 1, "at least 1")
 
 
+@dataclass(frozen=True)
+class SGPSettings(GPMSettings):
+    """SGP: GPM with a direction protected by as much as it matters (Saha and Roy 2023)."""
+
+    threshold: float = 0.985
+    """ε_th: the share of Σ σ² of each layer's inputs that is protected after task 1."""
+    increment: float = 0.002
+    """Added to the threshold with every further task."""
+    alpha: float = 10.0
+    """α: the larger, the closer to 1 are all importances, and SGP to GPM."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "alpha", self.alpha >= 0, "at least 0")
+
+
+@dataclass(frozen=True)
+class TRGPSettings(GPMSettings):
+    """TRGP: GPM with the weights of related old tasks reused through scale matrices (Lin et al. 2022)."""
+
+    threshold: float = 0.98
+    """ε_th: the share of Σ σ² of each layer's inputs that is protected after task 1."""
+    trust: float = 0.5
+    """ε₁: a layer trusts the old tasks whose input directions hold at least this share of its gradient's norm."""
+    reuse: int = 2
+    """Of how many old tasks a layer reuses the weights, at most."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "trust", 0 <= self.trust <= 1, "in [0, 1]")
+        require(self, "reuse", self.reuse >= 0, "at least 0")
+
+
+@dataclass(frozen=True)
+class DFGPSettings(GPMSettings):
+    """DFGP: GPM with a gradient that looks for flat minima, on mixed data too (Yang et al. 2023)."""
+
+    threshold: float = 0.98
+    """ε_th: the share of Σ σ² of each layer's inputs that is protected after task 1."""
+    mixup_weight: float = 0.01
+    """Weight of the mixed data's loss beside that of the data."""
+    mixup_alpha: float = 20.0
+    """Images are mixed with shares from Beta(α, α): 1 is uniform, the larger the closer to one half."""
+    rho: float = 0.05
+    """ρ: how far the weights are moved uphill, as in sam."""
+    data_rho: float = 0.05
+    """ρ': how far the shares of a batch are moved uphill."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "mixup_weight", self.mixup_weight >= 0, "at least 0")
+        require(self, "mixup_alpha", self.mixup_alpha > 0, "above 0")
+        require(self, "rho", self.rho >= 0, "at least 0")
+        require(self, "data_rho", self.data_rho >= 0, "at least 0")
+
+
+@dataclass(frozen=True)
+class AdamNSCLSettings(MethodSettings):
+    """Adam-NSCL: project Adam's update into the null space of the old inputs' covariance (Wang et al. 2021)."""
+
+    filter: Filter = field(default_factory=lambda: FrobeniusThreshold(0.03))
+    """Which directions are free; the publication's rule is smallest:a with a = 10 or 30."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not isinstance(self.filter, Filter):
+            raise SettingsError(f"filter must be a filter such as SmallestMultiple(10), got {self.filter!r}")
+
+
 METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "ness": NESSSettings,
     "ness-soft": NESSSoftSettings,
@@ -153,4 +222,8 @@ METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "ewc": EWCSettings,
     "a-gem": AGEMSettings,
     "owm": OWMSettings,
+    "sgp": SGPSettings,
+    "trgp": TRGPSettings,
+    "dfgp": DFGPSettings,
+    "adam-nscl": AdamNSCLSettings,
 }
