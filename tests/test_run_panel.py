@@ -21,6 +21,8 @@ from nesskit.widgets import RunPanel
 from nesskit.widgets.process import RunProcess
 from nesskit.widgets.run_time import Stopwatch
 
+LONG = 200  # epochs of each of the five tasks: seconds, so that something can be done to a run before it is over
+
 
 def said(line):
     return " ".join(html.unescape(re.sub("<[^>]*>", " ", line.value)).split())
@@ -36,7 +38,7 @@ def wait_for(panel, condition, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, (said(panel._notice), cells(panel))
-        time.sleep(0.02)
+        time.sleep(0.1)
         panel.refresh()
 
 
@@ -161,46 +163,64 @@ def test_finished_runs_are_shown_and_not_done_again(panel):
 
 
 def test_stop_keeps_the_next_seed_waiting_and_resume_goes_on_with_both(panel):
-    panel.epochs.value = 150
+    """By the monitor's own buttons, as a person would."""
+    panel.epochs.value = LONG
     panel.start()
     wait_for(panel, lambda: panel.monitor.snapshot.status == "running" and panel.monitor.snapshot.history)
-    panel.stop()
+    panel.monitor.stop_button.click()
     wait_for(panel, lambda: not panel.running)
     assert panel.monitor.snapshot.status == "stopped"
     stopped = load_run(folder_of(panel))
-    assert 0 < len(stopped.history) < 750
+    assert 0 < len(stopped.history) < 5 * LONG
     assert not folder_of(panel, 1).exists()
     assert not panel.start_button.disabled
-    panel.monitor.resume()
-    panel.refresh()
+    panel.monitor.resume_button.click()
     assert panel.running
-    wait_for(panel, lambda: len(panel.finished_runs()) == 2)
+    wait_for(panel, lambda: panel.monitor.folder == folder_of(panel, 1))
+    panel.monitor.process.kill()
+    assert len(panel.finished_runs()) == 1
     assert load_run(folder_of(panel)).history[: len(stopped.history)] == stopped.history
 
 
+def test_a_run_that_finishes_in_spite_of_stop_is_the_last_until_start(panel):
+    panel.start()
+    panel.stop()  # before the child has begun, which takes such a request for an old one
+    wait_for(panel, lambda: panel.finished_runs() and not panel.running)
+    panel.refresh()
+    assert panel.monitor.folder == folder_of(panel, 0)
+    assert not panel._more_may_come()
+    assert not panel.start_button.disabled
+    panel.start()
+    assert panel.monitor.folder == folder_of(panel, 1)
+    panel.monitor.process.kill()
+
+
 def test_start_goes_on_with_a_run_that_was_stopped(panel):
-    panel.epochs.value, panel.seeds.value = 150, "0"
+    panel.epochs.value, panel.seeds.value = LONG, "0"
     panel.start()
     wait_for(panel, lambda: panel.monitor.snapshot.history)
     panel.stop()
     wait_for(panel, lambda: not panel.running)
-    again = RunPanel("split-digits", seeds=(0,), epochs=150, device="cpu", runs=panel.runs)
+    stopped = load_run(folder_of(panel)).history
+    again = RunPanel("split-digits", seeds=(0,), epochs=LONG, device="cpu", runs=panel.runs)
     assert cells(again)[0][1] == "stopped"
     again.start()
-    wait_for(again, lambda: again.finished_runs())
-    assert len(again.finished_runs()[0].history) == 750
+    wait_for(again, lambda: len(load_run(folder_of(panel)).history) > len(stopped))
+    again.monitor.process.kill()
+    assert load_run(folder_of(panel)).history[: len(stopped)] == stopped
 
 
 def test_a_run_that_another_process_works_on_is_watched_and_not_started_twice(panel):
-    panel.epochs.value, panel.seeds.value = 150, "0"
+    panel.epochs.value, panel.seeds.value = LONG, "0"
     child = RunProcess(panel.settings()[0], panel.runs, "cpu")
-    wait_for(panel, lambda: (child.folder / "record.json").exists())
+    wait_for(panel, lambda: (child.folder / "checkpoint.pt").exists())  # it is well under way
     panel.start()
     assert panel.monitor.process is None
     assert panel.running
-    wait_for(panel, lambda: panel.finished_runs())
-    child.wait(30)
-    assert child.error == ""
+    panel.stop()
+    wait_for(panel, lambda: not panel.running)
+    child.wait(60)
+    assert load_run(child.folder).status == "stopped"
 
 
 def test_a_run_that_fails_says_why_and_the_next_seed_waits(panel):
@@ -232,7 +252,7 @@ def test_it_follows_its_runs_by_itself_in_an_event_loop(panel):
 
 
 def test_nothing_recorded_means_not_known_until_measured(tmp_path):
-    panel = RunPanel("split-digits", seeds=(0, 1), epochs=100, device="cpu", runs=tmp_path, results=tmp_path / "none")
+    panel = RunPanel("split-digits", seeds=(0, 1), epochs=LONG, device="cpu", runs=tmp_path, results=tmp_path / "none")
     assert "not known yet" in said(panel._time)
     assert "will be measured" in said(panel._time)
     panel.start()

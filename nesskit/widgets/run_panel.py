@@ -76,6 +76,7 @@ class RunPanel(widgets.VBox):
         self._readers: dict[Path, RunReader] = {}
         self._stopwatch = Stopwatch(benchmark, runs, results)
         self._problem, self._was_running = "", False
+        self._paused = False  # whether a stop was asked for, after which no other seed is started
         self._full_epochs = configure(benchmark, method, first.preset).training.epochs  # of what is chosen
         self._make_controls(first, seeds, device)
         self._summary, self._time, self._notice = (text_line(f"nk-{name}") for name in ("preset", "time", "notice"))
@@ -179,7 +180,7 @@ class RunPanel(widgets.VBox):
         except NesskitError as error:
             self._problem = str(error)
         else:
-            self._problem = ""
+            self._problem, self._paused = "", False
             self._queue = list(self._plan)
             self._next()
         self.refresh()
@@ -193,17 +194,29 @@ class RunPanel(widgets.VBox):
             self._watch()
 
     def stop(self) -> None:
-        """Ask the present run to stop after its epoch; those after it are not started until it is gone on with."""
+        """Ask the present run to stop after its epoch; no other is started until they are gone on with."""
         if self.monitor is not None:
+            self._pause(True)
             self.monitor.stop()
             self.refresh()
+
+    def resume(self) -> None:
+        """Go on with the present run where it stopped, and with those after it."""
+        if self.monitor is not None:
+            self._pause(False)
+            self.monitor.resume()
+            self.refresh()
+
+    def _pause(self, paused: bool) -> None:
+        self._paused = paused
 
     def refresh(self) -> None:
         """Look once at what goes on, start the next seed if one has finished, and show it."""
         if self._fetching is not None and not self._fetching.running:
             self._problem, self._fetching = self._fetching.error, None
             self._check_data()
-        if self.monitor is not None and self.monitor.refresh().status == "finished":
+        finished = self.monitor is not None and self.monitor.refresh().status == "finished"
+        if finished and not self._paused:  # a run in its last epoch finishes although a stop was asked for
             self._next()
         if self._was_running and not self.running:
             self._stopwatch.look()  # what has just run says how fast the next will be
@@ -228,6 +241,8 @@ class RunPanel(widgets.VBox):
         if self.monitor is not None:
             self.monitor.close()
         self.monitor = RunMonitor(run, device=self.device.value, interval=self.interval)
+        self.monitor.stop_button.on_click(lambda _: self._pause(True))
+        self.monitor.resume_button.on_click(lambda _: self._pause(False))
         self._place.children = (self.monitor,)
 
     def _check_data(self) -> None:
@@ -364,7 +379,7 @@ class RunPanel(widgets.VBox):
     def _more_may_come(self) -> bool:
         """Whether something goes on, or may be gone on with by the monitor's button."""
         unfinished = self.monitor is not None and self.monitor.snapshot.status != "finished"
-        return self._fetching is not None or unfinished or bool(self._queue)
+        return self._fetching is not None or unfinished or (bool(self._queue) and not self._paused)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle, text = super()._repr_mimebundle_(**kwargs), f"Run panel for {self.benchmark.name}"
