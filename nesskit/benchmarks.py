@@ -10,18 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nesskit import userfiles
 from nesskit.errors import NesskitError, UnknownNameError
 from nesskit.filters import FrobeniusThreshold, NuclearThreshold
 from nesskit.hyperparameters import PUBLISHED
 from nesskit.settings import (
-    METHOD_SETTINGS,
     MethodSettings,
     NESSSettings,
     NetworkSettings,
     RunSettings,
     TrainingSettings,
     flatten,
+    settings_type,
 )
+from nesskit.streams import load_stream_function
 
 if TYPE_CHECKING:
     from nesskit.records import Run
@@ -227,18 +229,17 @@ def configure(
 
     Raises:
         UnknownNameError: an unknown benchmark, method, preset or field; says which is nearest.
+        UserFileError: benchmark or method are of a user's file, ``path.py:Name``, that cannot be used.
         SettingsError: a value that makes no sense.
     """
-    known = get_benchmark(benchmark)
-    if method not in METHOD_SETTINGS:
-        raise UnknownNameError("method", method, METHOD_SETTINGS)
+    known, options_type = get_benchmark(benchmark), settings_type(method)
     preset = preset or next(iter(known.presets))
     if preset not in known.presets:
         raise UnknownNameError(f"preset of {benchmark}", preset, known.presets)
     chosen = known.presets[preset]
     parts: dict[str, Any] = {
         "training": chosen.training_of.get(method, chosen.training),
-        "options": chosen.options.get(method, METHOD_SETTINGS[method]()),
+        "options": chosen.options.get(method, options_type()),
         "network": chosen.network,
     }
     share = changes.pop("validation_share", chosen.validation_share)
@@ -249,7 +250,15 @@ def configure(
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark called ``name``; UnknownNameError with the nearest name if there is none."""
+    """The benchmark called ``name``; UnknownNameError with the nearest name if there is none.
+
+    A user's stream, ``path.py:function``, is a benchmark with the training and the MLP of those on the digits.
+    """
+    reference = userfiles.parse_reference(name)
+    if reference:
+        summary = (load_stream_function(reference).__doc__ or "a stream of your own").strip().splitlines()[0]
+        preset = Preset(DIGITS_TRAINING, NetworkSettings(), summary="the training and the MLP of the digits")
+        return Benchmark(name, summary, {DEFAULT_PRESET: preset})
     if name not in BENCHMARKS:
         raise UnknownNameError("benchmark", name, BENCHMARKS)
     return BENCHMARKS[name]

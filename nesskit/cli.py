@@ -23,6 +23,7 @@ from nesskit.errors import NesskitError, SettingsError
 from nesskit.experiments import execute, execute_all
 from nesskit.filters import FILTERS, Filter, parse_filter
 from nesskit.settings import METHOD_SETTINGS, RunSettings
+from nesskit.userfiles import folder_name, parse_reference
 
 if TYPE_CHECKING:
     from nesskit.comparison import Comparison
@@ -119,12 +120,14 @@ def _peek(arguments: Sequence[str]) -> RunSettings:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--method", default="ness")
     parser.add_argument("--preset")
-    named, _ = parser.parse_known_args(arguments[1:])
-    benchmark = next((word for word in arguments[1:] if word in BENCHMARKS), None)
-    known = arguments[:1] in (["run"], ["compare"]) and benchmark is not None
-    if not known or named.method not in METHOD_SETTINGS:
+    parser.add_argument("--filter")  # may come from a file, as the benchmark may
+    named, others = parser.parse_known_args(arguments[1:])
+    if arguments[:1] not in (["run"], ["compare"]):
         return configure("permuted-digits")
-    return configure(str(benchmark), named.method, named.preset)
+    benchmark = next((word for word in others if word in BENCHMARKS or parse_reference(word)), None)
+    if benchmark is None or not (named.method in METHOD_SETTINGS or parse_reference(named.method)):
+        return configure("permuted-digits")
+    return configure(benchmark, named.method, named.preset)
 
 
 def _run_command(defaults: RunSettings) -> Callable[..., None]:
@@ -144,8 +147,8 @@ def _run_command(defaults: RunSettings) -> Callable[..., None]:
         """Run a method on a benchmark; go on with it or show it if that was begun before.
 
         Args:
-            benchmark: name of the benchmark, see nesskit list.
-            method: name of the method.
+            benchmark: name of the benchmark, see nesskit list; or a stream of your own, path.py:function.
+            method: name of the method; or one of your own, path.py:Name.
             preset: name of the settings that all other flags start from.
             seed: determines data order, initialisation and everything random.
             validation_share: share of each task's training data that is set aside.
@@ -190,7 +193,7 @@ def _compare_command(defaults: RunSettings) -> Callable[..., None]:
         names = list(METHOD_SETTINGS) if methods == "all" else _words(methods)
         wanted = [configure(benchmark, m, preset, s, **changes) for m in names for s in _numbers(seeds)]
         comparison = _compare(wanted, executor, running)
-        _show_comparison(comparison, output or running.runs / benchmark / "comparison", running.json)
+        _show_comparison(comparison, output or running.runs / folder_name(benchmark) / "comparison", running.json)
         if comparison.failures:
             sys.exit(1)
 
@@ -212,7 +215,7 @@ def sweep(
 
     Args:
         benchmark: name of the benchmark, see nesskit list.
-        filter: name of the rule, such as frobenius or nuclear.
+        filter: name of the rule, such as frobenius or nuclear; or one of your own, path.py:Name.
         grid: low:high:count, geometrically spaced, or values separated by commas.
         seeds: whole numbers, separated by commas.
         preset: name of the settings to start from; default: the benchmark's first.
@@ -234,7 +237,7 @@ def sweep(
     )
     header, rows = result.table()
     print("\n" + tabulate(rows, header, disable_numparse=True))
-    written = result.write_csv(output or runs / benchmark / f"sweep-{filter}.csv")
+    written = result.write_csv(output or runs / folder_name(benchmark) / f"sweep-{folder_name(filter)}.csv")
     print(f"\ntable: {written}")
     from nesskit.plots.sweeps import save_sweep
 

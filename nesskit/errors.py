@@ -28,6 +28,10 @@ class SettingsError(NesskitError):
     """A setting whose value makes no sense, alone or beside another."""
 
 
+class UserFileError(NesskitError):
+    """A user's own file that cannot be used: missing, broken, changed, or without what was asked of it."""
+
+
 class SpectrumError(NesskitError):
     """Layer inputs or spectra that cannot be computed with (none seen, not finite, wrong shape)."""
 

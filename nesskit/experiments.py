@@ -13,6 +13,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nesskit import userfiles
 from nesskit.benchmarks import configure
 from nesskit.errors import SettingsError
 from nesskit.filters import Filter
@@ -41,14 +42,14 @@ def execute(
         RunFolderError: the folder is in use, damaged, or not a run of ours.
         TrainingError, DataError: training or data failed; earlier tasks stay on disk.
     """
-    from nesskit.methods import METHODS
+    from nesskit.methods import make_method
     from nesskit.networks import build_model
     from nesskit.records import RunFolder
     from nesskit.streams import load_stream
     from nesskit.training import Limits, finished_run, fit
 
     limits = limits or Limits()
-    method = METHODS[settings.method](settings.options)
+    method = make_method(settings.method, settings.options)
     if limits.tasks is not None and method.learns_together:
         # Joint training on fewer tasks is no beginning of joint training on all of them: it is another run.
         settings = dataclasses.replace(settings, tasks=limits.tasks)
@@ -215,7 +216,8 @@ def sweep(
 
 def run_folder(settings: RunSettings, runs: Path | str = "runs") -> Path:
     """Where the run of ``settings`` lies."""
-    return Path(runs) / settings.benchmark / settings.method / f"{settings.seed}-{settings.hash}"
+    benchmark, method = map(userfiles.folder_name, (settings.benchmark, settings.method))
+    return Path(runs) / benchmark / method / f"{settings.seed}-{settings.hash}"
 
 
 def choose_device(name: str) -> str:

@@ -2,7 +2,8 @@
 
 A filter gives every direction a weight in [0, 1]: 1 is free, 0 is forbidden. The hard ones free the ``null_rank``
 directions of smallest singular value and nothing else. On the command line and in records a filter is written as
-``name:value`` (``frobenius:0.03``); :func:`parse_filter` and ``str(filter)`` convert.
+``name:value`` (``frobenius:0.03``); :func:`parse_filter` and ``str(filter)`` convert. A filter of your own, a frozen
+dataclass derived from :class:`Filter` or :class:`HardFilter`, is named by its file: ``path.py:Name:value``.
 
 Notation: σ₁ ≥ … ≥ σ_d are the singular values of the old inputs I, u_i their directions.
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from nesskit import userfiles
 from nesskit.errors import SettingsError, SpectrumError, UnknownNameError
 
 if TYPE_CHECKING:  # this module stays free of torch: the command line imports it to print its help
@@ -277,29 +280,49 @@ FILTERS: dict[str, type[Filter]] = {
 
 
 def parse_filter(text: str) -> Filter:
-    """The filter that ``text`` names, for example ``frobenius:0.03``, ``soft:0.01:frobenius`` or just ``budget``.
+    """The filter that ``text`` names, for example ``frobenius:0.03``, ``soft:0.01:frobenius``, just ``budget``, or one
+    of your own, ``path.py:Name:0.1``.
 
     Raises:
         UnknownNameError: no such rule; says which is nearest.
         SettingsError: a number is missing, superfluous, not a number or out of range.
+        UserFileError: your file is missing, fails to import or holds no such filter.
     """
-    name, *values = text.split(":")
-    if name not in FILTERS:
+    reference = userfiles.parse_reference(text)
+    name, *values = [str(reference), *reference.values] if reference else text.split(":")
+    if not reference and name not in FILTERS:
         raise UnknownNameError("filter", name, FILTERS)
-    rule = FILTERS[name]
-    expected = [field.name for field in fields(rule)]  # type: ignore[arg-type]
+    rule = _own_filter(reference) if reference else FILTERS[name]
+    expected = fields(rule)  # type: ignore[arg-type]
     example = f"{name}:{'10' if rule in (FixedRank, SmallestMultiple) else '0.01'}"
-    if not values and fields(rule)[0].default is not MISSING:  # type: ignore[arg-type]
+    if not values and all(field.default is not MISSING for field in expected[:1]):
         return rule()
     if not values:
-        raise SettingsError(f"filter '{text}' needs a value for {expected[0]}, for example {example}")
+        raise SettingsError(f"filter '{text}' needs a value for {expected[0].name}, for example {example}")
     if len(values) > len(expected):
         raise SettingsError(f"filter '{text}' has too many values; write for example {example}")
-    try:
-        number = int(values[0]) if rule is FixedRank else float(values[0])
-    except ValueError:
-        raise SettingsError(f"filter '{text}': '{values[0]}' is not a number; write for example {example}") from None
-    return rule(number, *values[1:])  # type: ignore[call-arg]
+    arguments = []
+    for field, value in zip(expected, values, strict=False):
+        try:
+            arguments.append(_KINDS.get(field.type, str)(value))
+        except ValueError:
+            raise SettingsError(f"filter '{text}': '{value}' is not a number; write for example {example}") from None
+    return rule(*arguments)
+
+
+def _own_filter(reference: userfiles.Reference) -> type[Filter]:
+    """A user's filter, which then goes by the name under which it was found."""
+
+    def fits(found: object) -> bool:
+        return isinstance(found, type) and issubclass(found, Filter) and is_dataclass(found)
+
+    rule: type[Filter] = userfiles.load(reference, "filter: it must be a dataclass derived from nesskit.Filter", fits)
+    rule.name = str(reference)
+    return rule
+
+
+# The type of a field, as such or as text (where annotations are not evaluated) → what reads it.
+_KINDS: dict[Any, Callable[[str], Any]] = {float: float, "float": float, int: int, "int": int}
 
 
 def _text(value: float | str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from nesskit.errors import RunFolderError
 from nesskit.records import Run
+from nesskit.userfiles import folder_name
 
 NEEDED = ("config", "environment", "data", "accuracy", "seconds", "history")
 
@@ -36,8 +37,9 @@ def record_run(run: Run, folder: Path | str | None = None) -> Path:
         raise RunFolderError("only a run that lies in a run folder can be recorded: give fit() a folder")
     check_record(record, str(run.folder))
     config = run.config
-    name = f"{config['method']}-{config['preset']}-seed{config['seed']}-{run.folder.name.rpartition('-')[2]}.json"
-    path = Path(folder or results_folder()) / config["benchmark"] / name
+    method = folder_name(config["method"])
+    name = f"{method}-{config['preset']}-seed{config['seed']}-{run.folder.name.rpartition('-')[2]}.json"
+    path = Path(folder or results_folder()) / folder_name(config["benchmark"]) / name
     text = json.dumps(_compact(record), indent=1, allow_nan=False) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise RunFolderError(f"{path} holds another result of the same settings and seed: move it away first")
@@ -53,7 +55,7 @@ def load_results(benchmark: str, folder: Path | str | None = None) -> list[Run]:
         RunFolderError: a file is damaged or lacks provenance; says which and what.
     """
     runs = []
-    for path in sorted((Path(folder or results_folder()) / benchmark).glob("*.json")):
+    for path in sorted((Path(folder or results_folder()) / folder_name(benchmark)).glob("*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -14,7 +14,7 @@ MODULES = {
 }
 
 # A folder stands for all of its modules. Every module has a floor; `nesskit/__init__.py` may import anything.
-HELPERS = {"errors", "seeds", "spectrum", "filters", "settings"}
+HELPERS = {"errors", "userfiles", "seeds", "spectrum", "filters", "settings"}
 FLOORS = [
     {*HELPERS, "streams", "networks"},
     {"layers", "capture", "metrics", "optim", "events", "projections"},

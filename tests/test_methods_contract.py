@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from nesskit.methods import METHODS, make_method
 from nesskit.settings import METHOD_SETTINGS
 from nesskit.streams.base import Examples, Task, TaskStream
 
-EVERY = pytest.mark.parametrize("name", METHODS)
+EXAMPLE = f"{Path(__file__).parent.parent}/examples/own_method.py:Anchor"
+EVERY = pytest.mark.parametrize("name", [*METHODS, pytest.param(EXAMPLE, id="own-method")])
 # Methods that hold every old output of the first layer, whose inputs never change, within a bound: the share of those
 # inputs' energy that may lie outside of what is protected.
 PROJECTIONS = dict.fromkeys(("gpm", "trgp", "dfgp", "adam-nscl", "ness", "ness-soft", "ness-budget", "owm"), 0.03)

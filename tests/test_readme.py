@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,14 @@ import pytest
 from nesskit.comparison import Comparison
 from nesskit.results import load_results
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_the_examples(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
 
 
 def blocks(language):
@@ -24,6 +32,11 @@ def test_the_python_examples_run(capsys):
     assert re.search(r"ACC 9\d\.\d %, BWT -[01]\.\d %", printed)
     assert re.search(r"\d+ of 128 directions are still free", printed)
     assert type(space["model"].backbone.layers[0]).__name__ == "Linear"  # merged again
+
+
+def test_the_filter_is_the_one_among_the_examples():
+    shown = next(block for block in blocks("python") if "class Steep" in block)
+    assert shown in (ROOT / "examples" / "own_filter.py").read_text(encoding="utf-8")
 
 
 def test_the_first_python_example_is_short():

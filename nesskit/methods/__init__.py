@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nesskit import userfiles
 from nesskit.errors import UnknownNameError
 from nesskit.methods.adam_nscl import AdamNSCL
 from nesskit.methods.agem import AGEM
@@ -17,7 +18,7 @@ from nesskit.methods.ness_soft import NESSSoft
 from nesskit.methods.owm import OWM
 from nesskit.methods.sgp import SGP
 from nesskit.methods.trgp import TRGP
-from nesskit.settings import MethodSettings
+from nesskit.settings import MethodSettings, load_method
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -59,11 +60,16 @@ __all__ = [
 
 
 def make_method(name: str, settings: MethodSettings | None = None) -> Method:
-    """The method called ``name``, with its default settings unless some are given.
+    """The method called ``name`` or a user's own, ``path.py:Name``, with its default settings unless some are given.
 
     Raises:
         UnknownNameError: no method of that name; says which is nearest.
+        UserFileError: the user's file is missing, fails to import or holds no such method.
     """
+    reference = userfiles.parse_reference(name)
+    if reference:
+        own: Method = load_method(reference)(settings)
+        return own
     if name not in METHODS:
         raise UnknownNameError("method", name, METHODS)
     return METHODS[name](settings)

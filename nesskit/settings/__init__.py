@@ -23,6 +23,8 @@ from nesskit.settings.methods import (
     OWMSettings,
     SGPSettings,
     TRGPSettings,
+    load_method,
+    settings_type,
 )
 from nesskit.settings.run import RunSettings
 from nesskit.settings.training import NetworkSettings, TrainingSettings
@@ -48,5 +50,7 @@ __all__ = [
     "TrainingSettings",
     "flatten",
     "from_dict",
+    "load_method",
+    "settings_type",
     "to_dict",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Literal
 
-from nesskit.errors import SettingsError
-from nesskit.filters import Filter, FrobeniusThreshold, HardFilter, InterferenceBudget, SoftFilter
+from nesskit import userfiles
+from nesskit.errors import SettingsError, UnknownNameError
+from nesskit.filters import Filter, FrobeniusThreshold, HardFilter, InterferenceBudget, SoftFilter, parse_filter
 from nesskit.settings.fields import check_types, require
 
 
@@ -34,6 +35,8 @@ class NESSSettings(MethodSettings):
 
     def __post_init__(self) -> None:
         check_types(self)
+        if isinstance(self.filter, str):
+            object.__setattr__(self, "filter", parse_filter(self.filter))
         if not isinstance(self.filter, Filter):
             raise SettingsError(f"filter must be a filter such as FrobeniusThreshold(0.03), got {self.filter!r}")
         decay, stability = self.coefficient_decay, self.stability
@@ -114,9 +117,9 @@ class EWCSettings(MethodSettings):
 class AGEMSettings(MethodSettings):
     """A-GEM: no step may raise the loss on remembered examples of old tasks (Chaudhry et al. 2019)."""
 
-    samples: int = 100
+    samples: int = 200
     """Training examples of each task that are kept."""
-    reference_batch: int = 64
+    reference_batch: int = 256
     """Examples drawn from the memory of all old tasks for every step."""
 
     def __post_init__(self) -> None:
@@ -227,3 +230,33 @@ METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "dfgp": DFGPSettings,
     "adam-nscl": AdamNSCLSettings,
 }
+
+
+def settings_type(method: str) -> type[MethodSettings]:
+    """The settings of the method of that name, or of a user's own method, ``path.py:Name``.
+
+    Raises:
+        UnknownNameError: no method of that name; says which is nearest.
+        UserFileError: the user's file is missing, fails to import or holds no such method.
+    """
+    reference = userfiles.parse_reference(method)
+    if reference:
+        found: type[MethodSettings] = load_method(reference).settings_type
+        return found
+    if method not in METHOD_SETTINGS:
+        raise UnknownNameError("method", method, METHOD_SETTINGS)
+    return METHOD_SETTINGS[method]
+
+
+def load_method(reference: userfiles.Reference) -> Any:
+    """A user's class of methods, which then goes by the name under which it was found."""
+
+    def fits(found: Any) -> bool:
+        settings = getattr(found, "settings_type", None)
+        # Method itself is of a higher floor, and needs torch: the user's file has imported it if it is used.
+        bases = {f"{base.__module__}.{base.__qualname__}" for base in getattr(found, "__mro__", ())}
+        return "nesskit.methods.base.Method" in bases and isinstance(settings, type) and is_dataclass(settings)
+
+    method = userfiles.load(reference, "method: it must be a class derived from nesskit.Method", fits)
+    method.name = str(reference)
+    return method

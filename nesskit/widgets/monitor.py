@@ -17,7 +17,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from nesskit import metrics
-from nesskit.errors import NesskitError, RunFolderError
+from nesskit.errors import NesskitError, RunFolderError, UserFileError
 from nesskit.experiments import run_folder
 from nesskit.methods import METHODS
 from nesskit.plots import BLUE, GRID, INK, MUTED, RED, VERMILLION, cell_colours, contrast, measures_text, style
@@ -469,6 +469,8 @@ def settings_of(run: Run | None, folder: Path) -> tuple[RunSettings, Path]:
         raise RunFolderError(f"no run lies in {folder} to go on with")
     try:
         settings = RunSettings.from_dict(run.config)
+    except UserFileError as error:
+        raise RunFolderError(str(error)) from error
     except (NesskitError, KeyError, TypeError) as error:
         raise RunFolderError(
             "this run was made by fit() or by another version of nesskit: call what made it again to go on"
