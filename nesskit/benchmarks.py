@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nesskit import userfiles
 from nesskit.errors import NesskitError, UnknownNameError
-from nesskit.filters import FrobeniusThreshold, NuclearThreshold
+from nesskit.filters import FrobeniusThreshold, NuclearThreshold, parse_filter
 from nesskit.hyperparameters import PUBLISHED
 from nesskit.settings import (
     MethodSettings,
@@ -224,7 +224,7 @@ def configure(
 ) -> RunSettings:
     """The settings of a run: those of the preset, with ``changes`` to single fields by name.
 
-    A change may name a field of the training (``epochs=3``), of the method (``filter=…``), of the network
+    A change may name a field of the training (``epochs=3``), of the method (``filter=…``, also as text), of the network
     (``network_bias=True``), or ``validation_share``.
 
     Raises:
@@ -245,6 +245,8 @@ def configure(
     share = changes.pop("validation_share", chosen.validation_share)
     for name, value in changes.items():
         part, field_name = _part_of(name, parts)
+        if field_name == "filter" and isinstance(value, str):
+            value = parse_filter(value)
         parts[part] = dataclasses.replace(parts[part], **{field_name: value})
     return RunSettings(benchmark, method, preset, seed, share, parts["network"], parts["training"], parts["options"])
 

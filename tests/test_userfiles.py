@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nesskit
-from nesskit import NESSSettings, configure, load_stream
+from nesskit import configure, load_stream
 from nesskit.errors import SettingsError, UserFileError
 from nesskit.experiments import execute, run_folder
 from nesskit.filters import parse_filter
@@ -53,7 +53,7 @@ def test_a_filter_is_written_as_it_is_read():
     assert str(rule) == "own_filter.py:Steep:0.02:6"
     assert parse_filter(str(rule)) == rule
     assert parse_filter("own_filter.py:Steep:0.02:2").power == 2.0  # a number beyond the first is a number too
-    assert NESSSettings(FILTER).filter == rule
+    assert configure("split-digits", filter=FILTER).options.filter == rule
 
 
 def test_the_command_line_takes_all_three_and_the_methods_settings_are_flags(tmp_path):

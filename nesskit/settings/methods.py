@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from nesskit import userfiles
 from nesskit.errors import SettingsError, UnknownNameError
-from nesskit.filters import Filter, FrobeniusThreshold, HardFilter, InterferenceBudget, SoftFilter, parse_filter
+from nesskit.filters import Filter, FrobeniusThreshold, HardFilter, InterferenceBudget, SoftFilter
 from nesskit.settings.fields import check_types, require
 
 
@@ -35,8 +35,6 @@ class NESSSettings(MethodSettings):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if isinstance(self.filter, str):
-            object.__setattr__(self, "filter", parse_filter(self.filter))
         if not isinstance(self.filter, Filter):
             raise SettingsError(f"filter must be a filter such as FrobeniusThreshold(0.03), got {self.filter!r}")
         decay, stability = self.coefficient_decay, self.stability
