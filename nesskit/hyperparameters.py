@@ -8,9 +8,12 @@ from __future__ import annotations
 from nesskit.filters import SmallestMultiple
 from nesskit.settings import (
     AdamNSCLSettings,
+    AGEMSettings,
     DFGPSettings,
+    EWCSettings,
     GPMSettings,
     MethodSettings,
+    OWMSettings,
     SGPSettings,
     TrainingSettings,
     TRGPSettings,
@@ -52,6 +55,36 @@ def _adam_nscl(lr: float, batch_size: int) -> tuple[TrainingSettings, MethodSett
     return training, AdamNSCLSettings(SmallestMultiple(10))
 
 
+def _ewc(epochs: int, tasks: int) -> tuple[TrainingSettings, MethodSettings]:
+    """Serrà et al. 2018 (HAT), authors' code (approaches/ewc.py), as Kirkpatrick et al. have no such benchmark.
+
+    SGD from lr 0.05, divided by 3, patience 5, down to 1e-4; λ = 5000, found by a grid, times the *mean* of the tasks'
+    importances around the newest weights. Ours add up, hence 5000 over the number of tasks, in the online form without
+    fading: equal to theirs once all tasks are learned, milder before. They clip gradients at a norm of 100, we do not.
+    """
+    return _sgd(epochs, 0.05, 1 / 3, 5, 1e-4), EWCSettings(5000 / tasks, form="online", gamma=1.0)
+
+
+def _agem(epochs: int, classes: int) -> tuple[TrainingSettings, MethodSettings]:
+    """Chaudhry et al. 2019, authors' code (replicate_results_iclr19.sh, conv_split_cifar.py), their Split CIFAR.
+
+    SGD with lr 0.03, 13 examples of each class kept, 256 drawn for every step. They see every example once, in batches
+    of 10 and 20 tasks of 5 classes; here each task is trained as by the others, the rate halved with patience 6.
+    """
+    return _sgd(epochs, 0.03, 1 / 2, 6, 1e-5), AGEMSettings(13 * classes, 256)
+
+
+def _owm() -> tuple[TrainingSettings, MethodSettings]:
+    """Zeng et al. 2019, authors' code (OWM_CNN), their CIFAR-10 in 5 tasks: nothing is published for these benchmarks.
+
+    SGD with lr 0.02 and momentum 0.9, 25 epochs in batches of 64, α from 1 down to 1e-5 times that (their
+    convolutions; their last layers stop at 1e-4, 1e-2 and 1e-1). There the projectors grow in every epoch of a task,
+    and α falls over all of them; here, as in the text, when the task is learned.
+    """
+    training = TrainingSettings(epochs=25, lr=0.02, momentum=0.9, evaluation_batch_size=64)
+    return training, OWMSettings(alpha=1.0, alpha_decay=1e-5, batch=64)
+
+
 PUBLISHED: dict[str, Published] = {
     "split-cifar100": {
         # Saha et al. 2021, Section 5 and Appendix: lr 0.01, ε_th from 0.97 in steps of 0.003, 125 examples.
@@ -64,6 +97,9 @@ PUBLISHED: dict[str, Published] = {
         # the two weights in the table of published results, 0.05 has the higher accuracy.
         "dfgp": (_sgd(200, 0.01, 1 / 2, 6, 1e-5), DFGPSettings(0.95, 0.0, 125, mixup_weight=0.05, mixup_alpha=20)),
         "adam-nscl": _adam_nscl(1e-4, 32),
+        "ewc": _ewc(200, 10),
+        "a-gem": _agem(200, 10),
+        "owm": _owm(),
     },
     "five-datasets": {
         # The same: lr 0.1, ε_th 0.965 for every task, 100 examples.
@@ -77,6 +113,9 @@ PUBLISHED: dict[str, Published] = {
         "dfgp": (_sgd(100, 0.1, 1 / 3, 5, 1e-3), DFGPSettings(0.95, 0.0, 100, mixup_weight=0.01, mixup_alpha=1)),
         # Not in the publication; as for CIFAR-100 in 10 tasks.
         "adam-nscl": _adam_nscl(1e-4, 32),
+        "ewc": _ewc(100, 5),
+        "a-gem": _agem(100, 10),
+        "owm": _owm(),
     },
     "split-miniimagenet": {
         # The same: lr 0.1, ε_th from 0.985 in steps of 0.0003, 100 examples.
@@ -90,5 +129,8 @@ PUBLISHED: dict[str, Published] = {
         "dfgp": (_sgd(100, 0.1, 1 / 3, 5, 1e-3), DFGPSettings(0.97, 0.0, 100, mixup_weight=0.01, mixup_alpha=20)),
         # Not in the publication, which has TinyImageNet: lr 5e-5 in batches of 16.
         "adam-nscl": _adam_nscl(5e-5, 16),
+        "ewc": _ewc(100, 20),
+        "a-gem": _agem(100, 5),
+        "owm": _owm(),
     },
 }

@@ -90,7 +90,11 @@ class GPMSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class EWCSettings(MethodSettings):
-    """EWC: a penalty on moving weights that mattered to old tasks (Kirkpatrick et al. 2017)."""
+    """EWC: a penalty on moving weights that mattered to old tasks (Kirkpatrick et al. 2017).
+
+    The default λ had the highest accuracy on validation data of permuted-digits (20 % of the training examples, seeds 1
+    to 3) among 10, 30, 60 and 100; 300 diverged.
+    """
 
     strength: float = 60.0
     """λ: how much the old tasks count beside the new one. Where lr · λ · F exceeds about 2, plain SGD diverges."""
@@ -113,7 +117,11 @@ class EWCSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class AGEMSettings(MethodSettings):
-    """A-GEM: no step may raise the loss on remembered examples of old tasks (Chaudhry et al. 2019)."""
+    """A-GEM: no step may raise the loss on remembered examples of old tasks (Chaudhry et al. 2019).
+
+    The defaults did best on validation data of permuted-digits (20 % of the training examples, seeds 1 to 3) among 50,
+    100 and 200 examples with batches of 64, and 200 with batches of 256.
+    """
 
     samples: int = 200
     """Training examples of each task that are kept."""
@@ -128,7 +136,12 @@ class AGEMSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class OWMSettings(MethodSettings):
-    """OWM: project the gradient away from the mean inputs of old batches, by a recursion (Zeng et al. 2019)."""
+    """OWM: project the gradient away from the mean inputs of old batches, by a recursion (Zeng et al. 2019).
+
+    The defaults had the highest accuracy among those that forget at most one point, on validation data of
+    permuted-digits (20 % of the training examples, seeds 1 to 3): of α = 0.03, 0.1 and 0.3 with batches of 8, 0.5 with
+    batches of 1, 0.01 with batches of 64.
+    """
 
     alpha: float = 0.1
     """α of a task's first batch, the energy that halves an old direction's weight; the smaller, the stricter."""
