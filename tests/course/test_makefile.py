@@ -1,5 +1,6 @@
 """What make says to pip, without running it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,12 @@ def commands(tmp_path, *arguments):
     """The lines that make would run in a checkout without an environment."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    done = subprocess.run(["make", "-n", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+    # These tests may be run by make themselves: it would say which folder it enters, and hand its own flags on.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
+    command = ["make", "-n", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
