@@ -59,10 +59,11 @@ def _ewc(epochs: int, tasks: int) -> tuple[TrainingSettings, MethodSettings]:
     """Serrà et al. 2018 (HAT), authors' code (approaches/ewc.py), as Kirkpatrick et al. have no such benchmark.
 
     SGD from lr 0.05, divided by 3, patience 5, down to 1e-4; λ = 5000, found by a grid, times the *mean* of the tasks'
-    importances around the newest weights. Ours add up, hence 5000 over the number of tasks, in the online form without
-    fading: equal to theirs once all tasks are learned, milder before. They clip gradients at a norm of 100, we do not.
+    importances around the newest weights. These are squared means over batches of 20 (utils.py), so a 20th of ours,
+    which are squared sums; and ours add up over the tasks. Hence 5000/20 over the number of tasks, in the online form
+    without fading: equal once all tasks are learned, milder before. They clip gradients at a norm of 100, we do not.
     """
-    return _sgd(epochs, 0.05, 1 / 3, 5, 1e-4), EWCSettings(5000 / tasks, form="online", gamma=1.0)
+    return _sgd(epochs, 0.05, 1 / 3, 5, 1e-4), EWCSettings(5000 / 20 / tasks, form="online", gamma=1.0)
 
 
 def _agem(epochs: int, classes: int) -> tuple[TrainingSettings, MethodSettings]:
