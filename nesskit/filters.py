@@ -237,7 +237,7 @@ class InterferenceBudget(HardFilter):
     weight uses its inputs, how many directions they spread over (where W treats all d alike, the cut is
     budget/√(d t) · ‖I‖_F) and how many tasks there are to protect. Of the probe it needs the weight and that number.
     The bound is for one new task and one layer, on the inputs remembered: layers before it move too. The default was
-    chosen by ``speed/budget.py``; ``data/results/budget.md`` says how, and how it does beside single ε₁.
+    chosen by ``studies/budget.py``; ``data/results/budget.md`` says how, and how it does beside single ε₁.
     """
 
     name = "budget"

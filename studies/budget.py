@@ -10,20 +10,21 @@ accuracy on the benchmark at hand, an oracle that a user does not have; the best
 tuned to the benchmark but cannot profit from the luck of these seeds; and the one chosen on validation data. Prints
 Markdown; runs that lie in the folder of runs already are not done again.
 
-    python speed/budget.py                      # the digits: about 380 runs of 1 to 5 s
-    python speed/budget.py --cifar              # and CIFAR-100: 3 tasks of 2 epochs, about 4 minutes a run
+    python studies/budget.py                    # the digits: about 380 runs of 1 to 5 s
+    python studies/budget.py --cifar            # and CIFAR-100: 3 tasks of 2 epochs, about 4 minutes a run
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from reporting import DIGITS, accuracy, differences, print_table, transfer
 
 import nesskit
 from nesskit import FrobeniusThreshold, InterferenceBudget, NuclearThreshold, metrics
-from nesskit.comparison import Estimate
 from nesskit.filters import Filter
 from nesskit.records import Run
 from nesskit.sweeps import Sweep, SweepPoint, parse_grid
@@ -31,7 +32,6 @@ from nesskit.training import Limits
 
 CHOICE_SEEDS = (1, 2, 3)
 REPORT_SEEDS = {"seeds 4 to 8": (4, 5, 6, 7, 8), "seeds 9 to 13": (9, 10, 11, 12, 13)}
-DIGITS = ("permuted-digits", "split-digits", "rotated-digits")
 BUDGETS = [InterferenceBudget(value) for value in parse_grid("0.2:0.566:7")]
 THRESHOLDS = [FrobeniusThreshold(value) for value in parse_grid("0.008:0.08:10")]
 TOLERANCE = 0.1  # points of validation accuracy that a choice may lie under the best
@@ -60,32 +60,6 @@ def reported_runs(seeds: Sequence[int], runs: Path) -> dict[str, dict[str, list[
 def best_threshold(by_rule: Mapping[str, Sequence[Run]]) -> str:
     """The ε₁ of the grid with the highest mean accuracy on test data."""
     return max(map(str, THRESHOLDS), key=lambda rule: accuracy(by_rule[rule]).mean)
-
-
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A Markdown table with an empty line after it."""
-    for row in (header, ["---"] * len(header), *rows):
-        print(f"| {' | '.join(row)} |")
-    print(flush=True)
-
-
-def accuracy(runs: Sequence[Run]) -> Estimate:
-    """ACC over the seeds."""
-    return Estimate.of([run.average_accuracy for run in runs])
-
-
-def transfer(runs: Sequence[Run]) -> Estimate:
-    """BWT over the seeds."""
-    return Estimate.of([run.backward_transfer for run in runs])
-
-
-def differences(runs: Sequence[Run], others: Sequence[Run]) -> tuple[Estimate, Estimate]:
-    """ACC and BWT of ``runs`` minus those of ``others``, seed by seed."""
-    pairs = list(zip(runs, others, strict=True))
-    return (
-        Estimate.of([run.average_accuracy - other.average_accuracy for run, other in pairs]),
-        Estimate.of([run.backward_transfer - other.backward_transfer for run, other in pairs]),
-    )
 
 
 def report_choice(runs: Path) -> str:

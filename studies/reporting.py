@@ -1,0 +1,36 @@
+"""What the studies share: the benchmarks on the digits, estimates over seeds, tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from nesskit.comparison import Estimate
+from nesskit.records import Run
+
+DIGITS = ("permuted-digits", "split-digits", "rotated-digits")
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A Markdown table with an empty line after it."""
+    for row in (header, ["---"] * len(header), *rows):
+        print(f"| {' | '.join(row)} |")
+    print(flush=True)
+
+
+def accuracy(runs: Sequence[Run]) -> Estimate:
+    """ACC over the seeds."""
+    return Estimate.of([run.average_accuracy for run in runs])
+
+
+def transfer(runs: Sequence[Run]) -> Estimate:
+    """BWT over the seeds."""
+    return Estimate.of([run.backward_transfer for run in runs])
+
+
+def differences(runs: Sequence[Run], others: Sequence[Run]) -> tuple[Estimate, Estimate]:
+    """ACC and BWT of ``runs`` minus those of ``others``, seed by seed."""
+    pairs = list(zip(runs, others, strict=True))
+    return (
+        Estimate.of([run.average_accuracy - other.average_accuracy for run, other in pairs]),
+        Estimate.of([run.backward_transfer - other.backward_transfer for run, other in pairs]),
+    )
