@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reporting import DIGITS, print_table
+from reporting import ALLOWED_FORGETTING, DIGITS, choose, print_table
 
 import nesskit
 from nesskit import FrobeniusThreshold, SoftFilter, metrics
@@ -24,7 +24,6 @@ from nesskit.errors import TrainingError
 
 SEEDS = (1, 2, 3)
 VALIDATION_SHARE = 0.2
-FORGETTING_ALLOWED = {"permuted-digits": 1.0, "split-digits": 0.5, "rotated-digits": 1.0}
 GRIDS: dict[str, tuple[str, Sequence[Any]]] = {
     "gpm": ("threshold", (0.95, 0.97, 0.98, 0.985, 0.99, 0.995)),
     "sgp": ("threshold", (0.95, 0.97, 0.985, 0.995)),
@@ -52,13 +51,6 @@ def validation(benchmark: str, method: str, field: str, value: Any, runs: Path) 
     )
 
 
-def choose(measured: dict[Any, tuple[Estimate, Estimate]], allowed: float) -> Any:
-    """The value with the highest accuracy among those that forget at most ``allowed`` points, or among all."""
-    ended = {value: pair for value, pair in measured.items() if pair[0].count}
-    mild = {value: pair for value, pair in ended.items() if pair[1].mean >= -allowed}
-    return max(mild or ended, key=lambda value: ended[value][0].mean)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
@@ -68,7 +60,7 @@ def main() -> None:
         rows = []
         for method, (field, values) in GRIDS.items():
             measured = {value: validation(benchmark, method, field, value, arguments.runs) for value in values}
-            chosen = choose(measured, FORGETTING_ALLOWED[benchmark])
+            chosen = choose(measured, ALLOWED_FORGETTING[benchmark])
             preset = getattr(nesskit.configure(benchmark, method).options, field)
             for value, (accuracy, transfer) in measured.items():
                 remark = ", ".join(["chosen"] * (value == chosen) + ["preset"] * (value == preset))

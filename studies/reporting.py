@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from nesskit.comparison import Estimate
 from nesskit.records import Run
 
 DIGITS = ("permuted-digits", "split-digits", "rotated-digits")
+ALLOWED_FORGETTING = {"permuted-digits": 1.0, "split-digits": 0.5, "rotated-digits": 1.0}  # in points
+Setting = TypeVar("Setting")
+
+
+def choose(measured: Mapping[Setting, tuple[Estimate, Estimate]], allowed: float) -> Setting:
+    """The setting with the highest mean ACC among those whose BWT is at least ``-allowed``, or else among all.
+
+    ``measured`` has ACC and BWT; settings without any value (training diverged) are left out.
+    """
+    ended = {setting: pair for setting, pair in measured.items() if pair[0].count}
+    mild = {setting: pair for setting, pair in ended.items() if pair[1].mean >= -allowed}
+    return max(mild or ended, key=lambda setting: ended[setting][0].mean)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

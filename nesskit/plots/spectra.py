@@ -41,6 +41,7 @@ RULE_LOOKS = {  # name of a filter → colour and line style, the same in every 
     "energy": (PURPLE, ":"),
     "rank": (GREY, "-"),
     "budget": (ORANGE, "--"),
+    "soft": (PURPLE, "-"),
 }
 _RULE_NAMES = {"frobenius": "Frobenius ε = ", "nuclear": "nuclear ε = ", "relative": "relative ε = ", "rank": "rank "}
 
