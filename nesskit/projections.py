@@ -72,9 +72,10 @@ def grow_basis(basis: Tensor, moment: Moment, share: float) -> Tensor:
     held = energy - float(rest.singular_values.square().sum())
     sums = held + rest.singular_values.square().cumsum(0)
     missing = int((sums < share * energy).sum()) + 1 if held < share * energy else 0
-    # Directions of R̂ with an energy are orthogonal to M but for round-off, which QR takes away. QR may turn signs.
     new = rest.directions[:, : min(missing, len(basis) - basis.shape[1])]
-    return torch.cat([basis, torch.linalg.qr(new - basis @ (basis.T @ new)).Q], dim=1)
+    # A share near 1 asks for directions whose energy is all round-off, which may lie within the span of M: a projection
+    # away from such a basis makes some gradients longer. QR of M and new together finds what is orthogonal to M.
+    return torch.cat([basis, torch.linalg.qr(torch.cat([basis, new], dim=1)).Q[:, basis.shape[1] :]], dim=1)
 
 
 def outside(moment: Moment, basis: Tensor) -> Moment:
