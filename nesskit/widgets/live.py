@@ -1,11 +1,12 @@
-"""What the subspace viewer and the run monitor share: figures in widgets, and lines of text that are read out."""
+"""What widgets share: figures, lines of text that are read out, and looking again and again at what goes on."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -60,6 +61,40 @@ def say(line: widgets.HTML, text: str, strong: str = "") -> None:
     """Write ``text``, with ``strong`` in bold before it, as plain text whatever it holds."""
     begin = f"<b>{html.escape(strong)}</b> " if strong else ""
     line.value = f'<div role="status" style="line-height: 1.4">{begin}{html.escape(text)}</div>' if text else ""
+
+
+class LiveWidget(widgets.VBox):
+    """A widget that looks by itself at what goes on, between two cells of a notebook.
+
+    Attributes:
+        interval: seconds between two looks.
+    """
+
+    interval: float
+    _task: asyncio.Task[None] | None = None
+
+    def follow(self, look: Callable[[], object], more_may_come: Callable[[], bool], notice: widgets.HTML) -> None:
+        """Call ``look`` every ``interval`` seconds for as long as ``more_may_come``, and say in ``notice`` if it fails.
+
+        Nothing happens where no event loop runs, and nothing while the widget follows already.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if more_may_come() and (self._task is None or self._task.done()):
+            self._task = loop.create_task(self._look_again(look, more_may_come, notice))
+
+    async def _look_again(
+        self, look: Callable[[], object], more_may_come: Callable[[], bool], notice: widgets.HTML
+    ) -> None:
+        while self.comm is not None and more_may_come():
+            await asyncio.sleep(self.interval)
+            try:
+                look()
+            except Exception as error:  # a task would swallow it
+                say(notice, f"{type(error).__name__}: {error}", "This view has failed:")
+                raise
 
 
 def _pixels(figure: Figure) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from nesskit.plots import BLUE, GRID, INK, MUTED, RED, VERMILLION, cell_colours,
 from nesskit.plots.drawing import CELL_INK, CELL_LIGHT, cell_font_size, frame_cells, mix, plain_log_scale, tidy
 from nesskit.records import STOP, EpochRecord, Run, RunFolder
 from nesskit.settings import RunSettings
-from nesskit.widgets.live import live_canvas, new_figure, picture_bundle, say, stacked, text_line
+from nesskit.widgets.live import LiveWidget, live_canvas, new_figure, picture_bundle, say, stacked, text_line
 from nesskit.widgets.process import EventFollower, RunProcess
 
 Status = Literal[
@@ -195,7 +194,7 @@ class RunReader:
         return method is not None and method.learns_together
 
 
-class RunMonitor(widgets.VBox):
+class RunMonitor(LiveWidget):
     """Losses, learning rate, accuracies and forgetting of a run while it goes on; buttons to stop and to resume it.
 
     In a notebook it follows the run by itself, between two cells; elsewhere :meth:`refresh` does one step.
@@ -294,23 +293,7 @@ class RunMonitor(widgets.VBox):
 
     def _watch(self) -> None:
         """Refresh from now on until the run has finished; without an event loop only :meth:`refresh` does."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        if self.snapshot.status != "finished" and (self._task is None or self._task.done()):
-            self._task = loop.create_task(self._refresh_for_ever())
-
-    _task: asyncio.Task[None] | None = None
-
-    async def _refresh_for_ever(self) -> None:
-        while self.comm is not None and self.snapshot.status != "finished":
-            await asyncio.sleep(self.interval)
-            try:
-                self.refresh()
-            except Exception as error:  # a task would swallow it
-                say(self._notice, f"{type(error).__name__}: {error}", "The monitor has failed:")
-                raise
+        self.follow(self.refresh, lambda: self.snapshot.status != "finished", self._notice)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         alt = "The run so far: loss and learning rate by epoch, the accuracy matrix, how much each task was forgotten."

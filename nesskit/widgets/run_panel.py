@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 import math
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from nesskit.plots import INK, display_name
 from nesskit.records import Run, load_run
 from nesskit.settings import METHOD_SETTINGS, RunSettings
 from nesskit.streams import check_stream
-from nesskit.widgets.live import new_figure, picture_bundle, say, stacked, text_line
+from nesskit.widgets.live import LiveWidget, new_figure, picture_bundle, say, stacked, text_line
 from nesskit.widgets.monitor import SIZE, RunMonitor, RunReader, Snapshot, is_worked_on, time_left
 from nesskit.widgets.process import FetchProcess, RunProcess
 from nesskit.widgets.run_time import Stopwatch
@@ -30,7 +29,7 @@ DEVICES = (("automatic: a GPU if there is one", "auto"), ("CPU", "cpu"), ("GPU (
 WIDE = {"description_width": "4.5em"}
 
 
-class RunPanel(widgets.VBox):
+class RunPanel(LiveWidget):
     """A benchmark's real runs from a notebook: in child processes, one seed after another, with a live monitor.
 
     A run that was stopped, or whose notebook was closed, goes on from its last checkpoint when it is started again; one
@@ -356,25 +355,9 @@ class RunPanel(widgets.VBox):
         )
         return f'<table style="text-align: left"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
-    _task: asyncio.Task[None] | None = None
-
     def _watch(self) -> None:
         """Refresh from now on until all is done; without an event loop only :meth:`refresh` does."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        if self._task is None or self._task.done():
-            self._task = loop.create_task(self._refresh_while_needed())
-
-    async def _refresh_while_needed(self) -> None:
-        while self.comm is not None and self._more_may_come():
-            await asyncio.sleep(self.interval)
-            try:
-                self.refresh()
-            except Exception as error:  # a task would swallow it
-                say(self._notice, f"{type(error).__name__}: {error}", "The panel has failed:")
-                raise
+        self.follow(self.refresh, self._more_may_come, self._notice)
 
     def _more_may_come(self) -> bool:
         """Whether something goes on, or may be gone on with by the monitor's button."""
