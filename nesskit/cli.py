@@ -288,10 +288,12 @@ def table(benchmark: tyro.conf.Positional[str], markdown: bool = False, results:
     from nesskit.tables import result_table
 
     header, rows = result_table(benchmark, load_results(benchmark, results))
+    filled = [column for column in range(len(header)) if not rows or any(row[column] not in ("", "–") for row in rows)]
+    header, rows = [header[column] for column in filled], [[row[column] for column in filled] for row in rows]
     if markdown:
         print(tabulate(rows, header, tablefmt="github", disable_numparse=True))
     else:
-        widths = [18, 18, 18, 12, 8, 10, 14, 12, 30]
+        widths = [{"method": 18, "remarks": 30}.get(name, 30 if "BWT" in name else 14) for name in header]
         print(tabulate(rows, header, disable_numparse=True, maxcolwidths=widths, maxheadercolwidths=widths))
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from nesskit.benchmarks import get_benchmark, is_reduced, remarks
-from nesskit.comparison import Estimate
+from nesskit.comparison import Estimate, size_text
 from nesskit.errors import NesskitError
 from nesskit.records import Run
 
 HEADER = [
     "method", "ours: ACC / BWT %", "published: ACC / BWT %", "difference, in published std",
-    "seeds", "epochs a task", "device", "commit", "remarks",
+    "seeds", "epochs a task", "seconds", "memory", "device", "commit", "remarks",
 ]  # fmt: skip
 
 
@@ -48,6 +48,8 @@ def result_table(benchmark: str, runs: Sequence[Run]) -> tuple[list[str], list[l
 
     A difference stands only where the runs are the whole benchmark with the preset's own settings: a reduced or changed
     run is no reproduction, and its row says in what.
+
+    Seconds are those of a run, memory is what the method keeps between tasks.
 
     Raises:
         UnknownNameError: no benchmark of that name.
@@ -91,6 +93,8 @@ def _row(group: Sequence[Run], line: Published | None) -> list[str]:
         _difference(accuracy, transfer, line) if group and line else "–",
         ", ".join(str(run.config["seed"]) for run in group),
         _epochs(group),
+        f"{Estimate.of([run.seconds for run in group]).mean:.1f}" if group else "",
+        size_text(Estimate.of([sum(run.memory.values()) for run in group]).mean) if group else "",
         _common(group, "device"),
         _common(group, "commit"),
         "; ".join(_remarks(group, line)),
@@ -124,7 +128,7 @@ def _epochs(group: Sequence[Run]) -> str:
         return ""
     most = group[0].config["training"]["epochs"]
     span = f"{min(trained)}" if min(trained) == max(trained) else f"{min(trained)} to {max(trained)}"
-    return f"{span} (at most {most})"
+    return span if span == str(most) else f"{span} (at most {most})"
 
 
 def _common(group: Sequence[Run], key: str) -> str:
