@@ -25,6 +25,7 @@ from nesskit.plots.accuracy import (
     plot_final_accuracy,
     short_names,
 )
+from nesskit.plots.comparison import plot_costs, plot_tradeoff
 from nesskit.plots.drawing import (
     BLACK,
     BLUE,
@@ -124,6 +125,7 @@ __all__ = [
     "plot_accuracy_matrix",
     "plot_accuracy_over_time",
     "plot_capacity",
+    "plot_costs",
     "plot_drift",
     "plot_feature_drift",
     "plot_final_accuracy",
@@ -140,6 +142,7 @@ __all__ = [
     "plot_spectrum",
     "plot_stability",
     "plot_sweep",
+    "plot_tradeoff",
     "rule_name",
     "save_sweep",
     "short_names",

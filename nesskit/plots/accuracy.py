@@ -237,7 +237,7 @@ def accuracy_so_far(accuracy: ArrayLike) -> Array:
 
 def _accuracy_curve(results: Results) -> tuple[Array, Array]:
     """x (n,) and for every seed its accuracies (seeds, n); level for joint training."""
-    matrices = _matrices(results)
+    matrices = matrices_of(results)
     count = matrices.shape[1]
     if all(is_joint(matrix) for matrix in matrices):
         finals = np.array([metrics.average_accuracy(matrix) for matrix in matrices])
@@ -267,7 +267,7 @@ def plot_final_accuracy(
         ax: where to draw.
         tasks: names of the tasks for the axis; numbers if not given.
     """
-    finals = {label: np.stack([_final_row(m) for m in _matrices(results)]) for label, results in runs.items()}
+    finals = {label: np.stack([_final_row(m) for m in matrices_of(results)]) for label, results in runs.items()}
     count = max(values.shape[1] for values in finals.values())
     with style():
         ax = new_axes((max(5.0, min(10.0, 1.5 + 0.55 * count)), 3.6)) if ax is None else ax
@@ -326,7 +326,7 @@ def _matrix(accuracy: Run | ArrayLike) -> Array:
     return matrix
 
 
-def _matrices(results: Results) -> Array:
+def matrices_of(results: Results) -> Array:
     """(seeds, T, T) percent."""
     if isinstance(results, Run):
         return _matrix(results)[np.newaxis]
@@ -342,7 +342,7 @@ def _matrices(results: Results) -> Array:
 
 def mean_matrix(results: Results) -> Array:
     """(T, T) percent, the mean over seeds; NaN where a seed has no value."""
-    return _matrices(results).mean(axis=0)
+    return matrices_of(results).mean(axis=0)
 
 
 def _final_row(matrix: Array) -> Array:
