@@ -8,14 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from nesskit.errors import AdaptationError, SpectrumError
 from nesskit.layers import adaptable_layers
+from nesskit.patches import patch_moment, patches
 from nesskit.spectrum import Moment
-
-# Patches of a convolution are k_h · k_w times larger than its input: they are made for this many values at a time.
-PATCH_BUFFER_VALUES = 2**23
 
 
 @torch.no_grad()
@@ -65,35 +62,11 @@ def layer_inputs(layer: nn.Linear | nn.Conv2d, x: Tensor, augment: bool = False)
     """
     if x.is_nested:  # what torch's transformer makes of a batch with a padding mask
         x = torch.cat(x.unbind())
-    pieces = _patches(layer, x) if isinstance(layer, nn.Conv2d) else [(x.reshape(-1, x.shape[-1]), None)]
+    pieces = patches(layer, x) if isinstance(layer, nn.Conv2d) else [(x.reshape(-1, x.shape[-1]), None)]
     for rows, count in pieces:
         if augment:
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
         yield rows, len(rows) if count is None else count
-
-
-def _patches(layer: nn.Conv2d, x: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """im2col in pieces: rows (samples · positions · groups, C_in/groups · k_h · k_w), as the weight is laid out."""
-    x = _pad(layer, x if x.ndim == 4 else x.unsqueeze(0))
-    samples = max(1, PATCH_BUFFER_VALUES // (x[0].numel() * layer.kernel_size[0] * layer.kernel_size[1]))
-    for piece in x.split(samples):
-        columns = F.unfold(piece, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
-        n, _, positions = columns.shape
-        rows = columns.view(n, layer.groups, -1, positions).permute(0, 3, 1, 2)
-        yield rows.reshape(n * positions * layer.groups, -1), n * positions
-
-
-def _pad(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """``x`` padded as the layer pads it, whatever the amount and the mode."""
-    if layer.padding == "valid":
-        return x
-    if layer.padding == "same":
-        totals = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-        sides = [(total // 2, total - total // 2) for total in totals]
-    else:
-        sides = [(amount, amount) for amount in layer.padding]  # type: ignore[misc]
-    amounts = [amount for side in reversed(sides) for amount in side]  # F.pad starts with the last axis
-    return F.pad(x, amounts, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
 
 
 def _updating(moment: Moment, name: str, augment: bool) -> Callable[..., None]:
@@ -103,6 +76,9 @@ def _updating(moment: Moment, name: str, augment: bool) -> Callable[..., None]:
         x = args[0] if args else kwargs["input"]
         assert isinstance(layer, nn.Linear | nn.Conv2d)
         try:
+            if isinstance(layer, nn.Conv2d):
+                moment.add(*patch_moment(layer, x, augment))
+                return
             for rows, count in layer_inputs(layer, x, augment):
                 moment.update(rows, count)
         except SpectrumError as error:

@@ -20,11 +20,31 @@ from torch import Tensor
 
 from nesskit.errors import SpectrumError
 
+# Matrices xᵀ x of at least this many columns are summed up block by block.
+GRAM_BLOCK = 512
+
 
 def float64_device(device: torch.device | str) -> torch.device:
     """``device`` if it computes in float64, else the CPU (Apple's MPS has no float64)."""
     device = torch.device(device)
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def add_gram_(matrix: Tensor, x: Tensor) -> None:
+    """``matrix`` (d, d) += xᵀ x of ``x`` (n, d): once d is large block by block, and of two mirrored blocks only one.
+
+    ``matrix`` must be symmetric, as every sum of such products is.
+    """
+    d = x.shape[1]
+    if d < GRAM_BLOCK:
+        matrix.addmm_(x.T, x)
+        return
+    half = d // 2
+    left, right = x[:, :half], x[:, half:]
+    add_gram_(matrix[:half, :half], left)
+    add_gram_(matrix[half:, half:], right)
+    matrix[:half, half:].addmm_(left.T, right)
+    matrix[half:, :half] = matrix[:half, half:].T
 
 
 class Moment:
@@ -69,12 +89,23 @@ class Moment:
         if x.ndim != 2 or x.shape[1] != self.dimension:
             raise SpectrumError(f"expected inputs of shape (n, {self.dimension}), got {tuple(x.shape)}")
         x = x.to(self.matrix.device, torch.float64)
-        product = x.T @ x
-        # Checked on the d × d product: x² is finite exactly where x is (float64 holds the square of any float32).
-        if not torch.isfinite(product).all():
-            raise SpectrumError("the inputs hold NaN or infinite values")
-        self.matrix += product
+        _require_finite(x)
+        add_gram_(self.matrix, x)
         self.count += len(x) if count is None else count
+
+    @torch.no_grad()
+    def add(self, product: Tensor, count: int) -> None:
+        """Add inputs whose Σ x xᵀ is known already: ``product`` (d, d), float64, of ``count`` samples.
+
+        Raises:
+            SpectrumError: it has another shape, or the inputs held NaN or infinite values.
+        """
+        if product.shape != self.matrix.shape:
+            width = self.dimension
+            raise SpectrumError(f"expected a product of shape ({width}, {width}), got {tuple(product.shape)}")
+        _require_finite(product.diagonal())  # Σ x², finite exactly where all x are
+        self.matrix += product
+        self.count += count
 
     def __add__(self, other: Moment) -> Moment:
         if not isinstance(other, Moment):
@@ -112,6 +143,12 @@ class Moment:
 
     def __repr__(self) -> str:
         return f"Moment(dimension={self.dimension}, count={self.count})"
+
+
+def _require_finite(x: Tensor) -> None:
+    # Through the norm, which needs no other tensor of this size; float64 holds the square of any float32.
+    if not torch.isfinite(torch.linalg.vector_norm(x)):
+        raise SpectrumError("the inputs hold NaN or infinite values")
 
 
 @dataclass(frozen=True, eq=False)

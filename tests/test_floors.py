@@ -17,7 +17,7 @@ MODULES = {
 HELPERS = {"errors", "userfiles", "seeds", "spectrum", "filters", "settings"}
 FLOORS = [
     {*HELPERS, "streams", "networks"},
-    {"layers", "capture", "metrics", "optim", "events", "projections"},
+    {"layers", "capture", "patches", "metrics", "optim", "events", "projections"},
     {"methods", "records"},
     {"training", "benchmarks", "hyperparameters", "comparison", "progress", "results", "sweeps"},
     {"experiments", "executors", "analysis"},
@@ -26,6 +26,7 @@ FLOORS = [
 ]
 NEIGHBOURS = {
     ("capture", "layers"),
+    ("capture", "patches"),
     ("sweeps", "comparison"),
     ("benchmarks", "hyperparameters"),
     ("report", "plots"),

@@ -115,6 +115,28 @@ def test_a_solver_that_returns_nan_is_asked_again_on_the_cpu(monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("dimension", [511, 512, 1027])
+def test_a_moment_summed_up_block_by_block_is_the_plain_product(dimension):
+    x = torch.randn(30, dimension, dtype=torch.float64)
+    moment = Moment(dimension)
+    moment.update(x[:10])
+    moment.update(x[10:])
+    torch.testing.assert_close(moment.matrix, x.T @ x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(moment.matrix, moment.matrix.T, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_refused_inputs_leave_a_moment_as_it_was(bad):
+    moment = moment_of(np.eye(3))
+    for add in (lambda: moment.update(np.array([[0, bad, 0.0]])), lambda: moment.add(torch.full((3, 3), bad), 1)):
+        with pytest.raises(SpectrumError, match="NaN or infinite"):
+            add()
+    with pytest.raises(SpectrumError, match=r"shape \(3, 3\)"):
+        moment.add(torch.eye(4), 1)
+    assert torch.equal(moment.matrix, torch.eye(3, dtype=torch.float64))
+    assert moment.count == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64, torch.uint8])
 def test_inputs_of_any_type_are_summed_in_float64(dtype):
     x = torch.tensor([[0, 200, 255], [1, 255, 3]]).to(dtype)  # 255² overflows uint8, their sum overflows float16
