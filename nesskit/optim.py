@@ -77,10 +77,12 @@ class SAM(torch.optim.Optimizer):
 def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]], task: int) -> torch.optim.Optimizer:
     """The optimizer of ``settings`` for the parameter ``groups`` of task number ``task`` (0 for the first).
 
-    With ``sam_tasks="first"``, the later tasks take steps of the base optimizer alone.
+    With ``sam_tasks="first"``, the later tasks take steps of the base optimizer alone. Adam's fused kernel, one pass
+    over the memory, is 2 to 4 times as fast as torch's loop and equal to it but for the last bit. (That of SGD refuses
+    parameters that get their first gradient at different steps, as the heads do in joint training.)
     """
     if settings.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=settings.lr)
+        return torch.optim.Adam(groups, lr=settings.lr, fused=True)
     if settings.optimizer == "sam" and (task == 0 or settings.sam_tasks == "all"):
         return SAM(groups, torch.optim.SGD, settings.sam_rho, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)

@@ -112,6 +112,7 @@ class Trainer:
         self.model = model.to(device)
         self.stream, self.method, self.settings = stream, method, settings
         self.run, self.seed, self.device = run, seed, device
+        method.begin_run(settings)
         every = range(len(stream))
         self.stages = [tuple(every)] if method.learns_together else [(task,) for task in every]
         self.stages_done = 0
@@ -459,7 +460,7 @@ def _shuffled(
 
 
 def _changing_tensors(model: TaskModel) -> dict[str, Tensor]:
-    """Copies of every tensor that training may change: trainable parameters and buffers of normalisation layers."""
+    """Copies of every tensor that training may change: trainable parameters, and buffers but for NESS layers' bases."""
     tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    tensors |= {name: b for name, b in model.named_buffers() if not name.endswith(".basis")}
+    tensors |= {name: b for name, b in model.named_buffers() if not name.endswith((".basis", ".occupied"))}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}

@@ -1,95 +1,194 @@
-"""One training step: the plain network, adapted by NESS, and with W + UV formed in every forward pass.
+"""One training step: the plain network, adapted by NESS, in the factored form alone, and with W + UV formed densely.
 
-The three take turns within one process, so that their ratios hold on a noisy machine.
+They take turns within one process, each as the library trains it (method, optimizer, decay), so that their ratios hold
+on a noisy machine. `ness` is the method as it is: it chooses each layer's form; `factored` is it without the choice.
 
-    python speed/training_step.py mlp        # the digits' MLP, at the ranks that its preset frees in tasks 2, 5 and 10
-    python speed/training_step.py alexnet    # the AlexNet of Split CIFAR-100, at the ranks of task 2
+    python speed/training_step.py            # some minutes
+    python speed/training_step.py --quick    # the small networks, fewer rounds
 """
 
 from __future__ import annotations
 
-import statistics
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from nesskit import adapt
-from nesskit.networks import MLP, AlexNet, TaskModel
+from nesskit import NESS, Examples, NESSSettings, Task, TaskModel, TrainingSettings
+from nesskit.filters import HardFilter, Probe
+from nesskit.methods import Method
+from nesskit.networks import MLP, AlexNet, ResNet18
+from nesskit.optim import make_optimizer
+from nesskit.spectrum import Moment, Spectrum
+from nesskit.streams.batches import Batch, TaskData
 
-# Ranks that the presets free, by network: a list for each of the layers in their order.
-MLP_RANKS = {"task 2": (20, 101), "task 5": (0, 76), "task 10": (0, 66), "half of d": (32, 64), "90 % of d": (58, 115)}
-ALEXNET_RANKS = {"task 2": (3, 334, 205, 824, 1911)}
+BATCH, CLASSES = 64, 10
+OPTIMIZERS = {
+    "SGD": TrainingSettings(optimizer="sgd", momentum=0.0, lr=0.01, weight_decay=1e-4),
+    "SGD, momentum": TrainingSettings(optimizer="sgd", lr=0.01, weight_decay=1e-4),
+    "Adam": TrainingSettings(optimizer="adam", lr=0.001, weight_decay=1e-4),
+}
+
+
+@dataclass(frozen=True)
+class Share(HardFilter):
+    """Frees the same share of the directions of every layer."""
+
+    name = "share"
+    share: float
+
+    def null_rank(self, spectrum: Spectrum, probe: Probe | None = None) -> int:
+        return round(self.share * len(spectrum))
+
+
+class RandomMoment(Moment):
+    """A moment whose spectrum is known without a decomposition: random directions."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__(dimension)
+        self.count = 1
+        values = torch.linspace(1.0, 0.0, dimension, dtype=torch.float64)
+        self.known = Spectrum(values, torch.linalg.qr(torch.randn(dimension, dimension, dtype=torch.float64)).Q)
+
+    def spectrum(self) -> Spectrum:
+        return self.known
 
 
 class DenseUpdate(nn.Module):
-    """W + (U V)ᵀ as a parametrisation of the weight: the slow way."""
+    """W + (U V)ᵀ as a parametrisation of the weight: the simple way."""
 
-    def __init__(self, basis: torch.Tensor, weight: torch.Tensor) -> None:
+    def __init__(self, basis: Tensor, weight: Tensor) -> None:
         super().__init__()
-        self.register_buffer("basis", basis)
-        self.coefficients = nn.Parameter(torch.zeros(basis.shape[1], len(weight)))
+        self.register_buffer("basis", basis.to(weight))
+        self.coefficients = nn.Parameter(weight.new_zeros(basis.shape[1], len(weight)))
 
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+    def forward(self, weight: Tensor) -> Tensor:
         return weight + (self.basis @ self.coefficients).T.reshape(weight.shape)
 
 
-def networks(kind: type[nn.Module], ranks: tuple[int, ...]) -> dict[str, TaskModel]:
-    """The same network three times, with random bases of the given ranks."""
-    models = {}
-    for name in ("plain", "factored", "dense"):
-        torch.manual_seed(0)
-        backbone = MLP(64, (128, 128)) if kind is MLP else AlexNet()
-        models[name] = TaskModel(backbone, 128 if kind is MLP else 2048, [10])
-    layers = {n: m for n, m in models["plain"].backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    bases = {
-        name: torch.linalg.qr(torch.randn(layer.weight[0].numel(), rank)).Q
-        for (name, layer), rank in zip(layers.items(), ranks, strict=True)
-        if rank
-    }
-    for adapted in ("factored", "dense"):
-        models[adapted].backbone.requires_grad_(False)
-    adapt(models["factored"].backbone, bases)
-    for name, basis in bases.items():
-        layer = models["dense"].backbone.get_submodule(name)
-        parametrize.register_parametrization(layer, "weight", DenseUpdate(basis, layer.weight))
-    return models
+class Dense(NESS):
+    """NESS that forms W + UV in every forward pass."""
+
+    def _adapt(self, model: TaskModel) -> None:
+        model.backbone.requires_grad_(False)
+        for name, space in self.spaces.items():
+            layer = model.backbone.get_submodule(name)
+            parametrize.register_parametrization(layer, "weight", DenseUpdate(space.basis, layer.weight))
+
+    def parameter_groups(self, model: TaskModel, tasks: Any, weight_decay: float) -> list[dict[str, Any]]:
+        return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay}]
 
 
-def measure(models: Mapping[str, TaskModel], x: torch.Tensor, rounds: int, steps: int) -> dict[str, float]:
-    """Median seconds of a step for each of ``models``, which take turns."""
-    y = torch.randint(10, (len(x),))
-    optimizers = {
-        name: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
-        for name, model in models.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds):
-        for name, model in models.items():
-            started = time.perf_counter()
-            for _ in range(steps):
-                optimizers[name].zero_grad()
-                F.cross_entropy(model(x, 0), y).backward()
-                optimizers[name].step()
-            times[name].append((time.perf_counter() - started) / steps)
-    return {name: statistics.median(values) for name, values in times.items()}
+class Factored(NESS):
+    """NESS with V for every layer."""
+
+    def begin_run(self, training: TrainingSettings) -> None:
+        self.may_project = False
 
 
-def main() -> None:
-    kind = AlexNet if sys.argv[1:] == ["alexnet"] else MLP
-    cases = ALEXNET_RANKS if kind is AlexNet else MLP_RANKS
-    x = torch.rand(64, 3, 32, 32) if kind is AlexNet else torch.rand(64, 64)
-    rounds, steps = (12, 3) if kind is AlexNet else (60, 40)
-    print(f"{kind.__name__}, batch 64, SGD with momentum; torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for case, ranks in cases.items():
-        median = measure(networks(kind, ranks), x, rounds, steps)
-        ratios = ", ".join(f"{name} {median[name] / median['plain']:.2f} x" for name in ("factored", "dense"))
-        print(f"{case}, ranks {ranks}: plain {1e6 * median['plain']:.0f} us; {ratios}")
+@dataclass(frozen=True)
+class Case:
+    """A network, what goes in, and which shares of the directions are freed."""
+
+    backbone: Callable[[], nn.Module]
+    features: int
+    shape: tuple[int, ...]
+    shares: tuple[float, ...] = (0.1, 0.5, 0.9)
+    optimizers: tuple[str, ...] = ("SGD, momentum", "Adam")
+    rounds: int = 9
+    steps: int = 1
+
+
+def one_layer() -> nn.Module:
+    return nn.Sequential(nn.Linear(2048, 2048, bias=False))
+
+
+# The layer's inputs want a gradient, as they do within a network.
+CASES = {
+    "MLP": Case(lambda: MLP(64, (128, 128)), 128, (64,), rounds=25, steps=40),
+    "2048-2048": Case(one_layer, 2048, (2048,), (1900 / 2048,), tuple(OPTIMIZERS), rounds=15, steps=2),
+    "AlexNet": Case(AlexNet, 2048, (3, 32, 32)),
+    "ResNet18": Case(ResNet18, 640, (3, 32, 32), rounds=7),
+}
+METHODS: dict[str, Callable[[NESSSettings], Method]] = {
+    "plain": lambda _: Method(),
+    "ness": NESS,
+    "factored": Factored,
+    "dense": Dense,
+}
+
+
+def stepper(
+    method: Method, case: Case, moments: Mapping[str, Moment], training: TrainingSettings, device: torch.device
+) -> Callable[[], object]:
+    """A function that takes one training step of a second task."""
+    torch.manual_seed(0)
+    model = TaskModel(case.backbone(), case.features, [CLASSES]).to(device)
+    x = torch.rand(BATCH, *case.shape, device=device).requires_grad_(case.shape == (2048,))
+    y = torch.randint(CLASSES, (BATCH,), device=device)
+    some = Examples(x.detach(), y)
+    method.begin_run(training)
+    if isinstance(method, NESS):
+        method.moments = dict(moments)
+        method.begin_task(model, TaskData(Task("second", tuple(map(str, range(CLASSES))), some, some, some), 1, device))
+    optimizer = make_optimizer(training, method.parameter_groups(model, [0], training.weight_decay), 1)
+    method.train_mode(model)
+    batch = Batch(x, y, 0)
+    return lambda: method.step(model, batch, optimizer)
+
+
+def quickest(steppers: Mapping[str, Callable[[], object]], case: Case, rounds: int, cuda: bool) -> dict[str, float]:
+    """Seconds of a plain step (`plain`), and for the others the ratio to it; the quickest of all rounds counts.
+
+    Whatever else runs on the machine can only slow a round down. One thread is measured in seconds of the processor,
+    which do not count while another process has it.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 and not cuda else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in steppers}
+    for number in range(rounds + 1):
+        for name, step in steppers.items():
+            started = clock()
+            for _ in range(case.steps):
+                step()
+            if cuda:
+                torch.cuda.synchronize()
+            if number:  # the first round warms up
+                times[name].append((clock() - started) / case.steps)
+    plain = min(times.pop("plain"))
+    return {"plain": plain, **{name: min(values) / plain for name, values in times.items()}}
+
+
+def measure(quick: bool = False) -> dict[str, Any]:
+    """Ratios to the plain network's step, by device, network, optimizer, share of free directions and way."""
+    figures: dict[str, Any] = {}
+    for device in [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available():
+        print(f"{device}, batch {BATCH}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+        print(f"{'network':10} {'optimizer':14} {'free':>5} {'plain':>9}   ness  factored  dense")
+        for network, case in CASES.items():
+            if quick and network in ("AlexNet", "ResNet18"):
+                continue
+            weights = [p for p in case.backbone().named_modules() if isinstance(p[1], nn.Linear | nn.Conv2d)]
+            moments = {name: RandomMoment(layer.weight[0].numel()) for name, layer in weights}
+            for optimizer in case.optimizers:
+                for share in case.shares:
+                    settings = NESSSettings(filter=Share(share))
+                    training = OPTIMIZERS[optimizer]
+                    ways = {n: stepper(m(settings), case, moments, training, device) for n, m in METHODS.items()}
+                    rounds = math.ceil(case.rounds / 3) if quick else case.rounds
+                    found = quickest(ways, case, rounds, device.type == "cuda")
+                    key = f"{device}/{network}/{optimizer}/{share:.0%}"
+                    figures |= {f"{key}/{way}": round(value, 6) for way, value in found.items()}
+                    ratios = "  ".join(f"{found[way]:6.2f}" for way in ("ness", "factored", "dense"))
+                    plain = f"{1e3 * found['plain']:6.2f} ms"
+                    print(f"{network:10} {optimizer:14} {share:5.0%} {plain} {ratios}", flush=True)
+    return figures
 
 
 if __name__ == "__main__":
-    main()
+    measure("--quick" in sys.argv[1:])

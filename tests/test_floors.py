@@ -17,7 +17,7 @@ MODULES = {
 HELPERS = {"errors", "userfiles", "seeds", "spectrum", "filters", "settings"}
 FLOORS = [
     {*HELPERS, "streams", "networks"},
-    {"layers", "capture", "patches", "metrics", "optim", "events", "projections"},
+    {"layers", "capture", "patches", "metrics", "optim", "events", "projections", "projected"},
     {"methods", "records"},
     {"training", "benchmarks", "hyperparameters", "comparison", "progress", "results", "sweeps"},
     {"experiments", "executors", "analysis"},
@@ -26,7 +26,12 @@ FLOORS = [
 ]
 NEIGHBOURS = {
     ("capture", "layers"),
+<<<<<<< HEAD
     ("capture", "patches"),
+=======
+    ("layers", "projected"),
+    ("layers", "projections"),
+>>>>>>> a328c0c (wip all)
     ("sweeps", "comparison"),
     ("benchmarks", "hyperparameters"),
     ("report", "plots"),

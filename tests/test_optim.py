@@ -150,3 +150,18 @@ def test_settings_make_the_optimizer_they_ask_for(options, task, kind):
     assert (group["lr"], group["weight_decay"]) == (0.3, 0.1)
     assert group.get("momentum", 0.7) == 0.7
     assert getattr(optimizer, "rho", 0.2) == 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_fused_kernel_of_adam_takes_the_steps_of_the_loop(dtype):
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 30, dtype=dtype).view(5, 6)) for _ in range(2))
+    optimizers = [
+        make_optimizer(TrainingSettings(optimizer="adam"), [{"params": [ours], "weight_decay": 0.1}], 1),
+        torch.optim.Adam([{"params": [theirs], "weight_decay": 0.1}], lr=0.05),
+    ]
+    for _ in range(100):
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            (parameter.sin() * torch.arange(6, dtype=dtype)).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=100 * torch.finfo(dtype).eps, atol=100 * torch.finfo(dtype).eps)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from nesskit.networks.task_model import TaskModel
-from nesskit.settings import MethodSettings
+from nesskit.settings import MethodSettings, TrainingSettings
 from nesskit.spectrum import LayerProfile
 from nesskit.streams.batches import Batch, TaskData
 
@@ -22,9 +22,10 @@ from nesskit.streams.batches import Batch, TaskData
 class Method:
     """A way of learning one task after another; as it stands, plain training of every weight.
 
-    The loop calls, for every task: ``begin_task``, then ``parameter_groups``; for every epoch ``train_mode``, ``step``
-    on each batch, then ``end_epoch``; finally ``end_task``. ``predict`` is called at any time. What a method draws from
-    torch's generator in ``begin_task``, ``step`` and ``end_task`` is determined by the run's seed.
+    The loop calls ``begin_run`` once, and for every task: ``begin_task``, then ``parameter_groups``; for every epoch
+    ``train_mode``, ``step`` on each batch, then ``end_epoch``; finally ``end_task``. ``predict`` is called at any time.
+    What a method draws from torch's generator in ``begin_task``, ``step`` and ``end_task`` is determined by the run's
+    seed.
     """
 
     name: ClassVar[str]
@@ -34,6 +35,9 @@ class Method:
 
     def __init__(self, settings: MethodSettings | None = None) -> None:
         self.settings = self.settings_type() if settings is None else settings
+
+    def begin_run(self, training: TrainingSettings) -> None:
+        """Called once, before anything else, with how every task will be trained."""
 
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
         """Prepare ``model`` for the task of ``data``, whose index is 0 for the first."""

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from nesskit.capture import collect_moments, evaluating
 from nesskit.errors import SpectrumError
 from nesskit.filters import Probe, Threshold
-from nesskit.layers import NESSConv2d, NESSLinear, adapt, adapted_layers, merge
+from nesskit.layers import NESSLayer, ProjectedConv2d, ProjectedLinear, adapt, adapted_layers, merge
 from nesskit.methods.base import Method
 from nesskit.methods.subspace import BATCH, keep_running_statistics
 from nesskit.networks.task_model import TaskModel
-from nesskit.settings import NESSSettings
+from nesskit.settings import NESSSettings, TrainingSettings
 from nesskit.spectrum import LayerProfile, Moment, Spectrum, layer_profile
 from nesskit.streams.base import Normalisation, normalise
 from nesskit.streams.batches import TaskData
@@ -56,6 +56,21 @@ class NullSpace:
         return self.spectrum.directions[:, kept] * self.weights[kept].sqrt()
 
     @property
+    def occupied(self) -> Tensor:
+        """(d, d - r) the directions with w_i = 0."""
+        return self.spectrum.directions[:, self.weights == 0]
+
+    @property
+    def rank(self) -> int:
+        """r, how many directions have w_i > 0."""
+        return int((self.weights > 0).sum())
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether every direction is either free or not."""
+        return bool(((self.weights == 0) | (self.weights == 1)).all())
+
+    @property
     def largest_free(self) -> float:
         """σ_j, the largest singular value with a free direction; 0 if none is free."""
         free = self.spectrum.singular_values[self.weights > 0]
@@ -74,7 +89,18 @@ class NESS(Method):
         self.moments: dict[str, Moment] = {}  # of all earlier tasks; stays empty with memory="data"
         self.old_inputs: list[tuple[Tensor, Normalisation | None]] = []  # one entry a task; memory="data" only
         self.spaces: dict[str, NullSpace] = {}  # by layer, during a task after the first
+        self.projected: list[str] = []  # of these the layers that train ΔW in the projected form
+        self.may_project = False
         self._frozen: list[nn.Parameter] = []
+
+    def begin_run(self, training: TrainingSettings) -> None:
+        """Whether layers may take the projected form (layers.py), which is cheaper and, under SGD, equal.
+
+        Adam does not commute with rotations, so that only V will do; the cap of ``stability`` needs V; and a projection
+        in half precision would be none.
+        """
+        sgd = training.optimizer in ("sgd", "sam")
+        self.may_project = sgd and training.precision == "float32" and self.settings.stability is None
 
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
         """Freeze the backbone and open the null space of everything seen so far (nothing to do for task 1)."""
@@ -88,17 +114,19 @@ class NESS(Method):
             self.spaces[name] = NullSpace(spectrum, rule.weights(spectrum, probes.get(name)), moment.count)
         if not any(space.weights.any() for space in self.spaces.values()):
             warnings.warn(self._nothing_free(data.index), NullSpaceWarning, stacklevel=2)
+        if self.may_project:
+            self.projected = [name for name, space in self.spaces.items() if projection_pays(space)]
         self._adapt(model)
 
     def parameter_groups(self, model: TaskModel, tasks: Sequence[int], weight_decay: float) -> list[dict[str, Any]]:
-        """Task 1: every weight. Later: V of every adapted layer, and the task's head without any constraint."""
+        """Task 1: every weight. Later: V (or ΔW) of every adapted layer, and the task's head without any constraint."""
         if not self.spaces:
             return super().parameter_groups(model, tasks, weight_decay)
         decay = self.settings.coefficient_decay
-        coefficients = [layer.coefficients for layer in adapted_layers(model.backbone).values()]
+        updates = [layer.trained for layer in adapted_layers(model.backbone).values()]
         heads = [p for task in tasks for p in model.heads[task].parameters()]
         return [
-            {"params": coefficients, "weight_decay": weight_decay if decay is None else decay},
+            {"params": updates, "weight_decay": weight_decay if decay is None else decay},
             {"params": heads, "weight_decay": weight_decay},
         ]
 
@@ -109,13 +137,16 @@ class NESS(Method):
             keep_running_statistics(model.backbone)
 
     def end_epoch(self, model: TaskModel) -> None:
-        """Keep ‖V‖₂ ≤ √ε/σ_j exactly, where that is asked for (Eq. 8, for any rule: σ_j is the largest free σ)."""
-        if self.settings.stability is None:
-            return
+        """Keep every ΔW where it belongs: out of the occupied directions, and within the cap if one is asked for.
+
+        The cap keeps ‖V‖₂ ≤ √ε/σ_j exactly (Eq. 8, for any rule: σ_j is the largest free σ).
+        """
         for name, layer in adapted_layers(model.backbone).items():
-            largest_free = self.spaces[name].largest_free
-            if largest_free > 0:
-                cap_spectral_norm_(layer.coefficients.data, math.sqrt(self.settings.stability) / largest_free)
+            if isinstance(layer, ProjectedLinear | ProjectedConv2d):
+                layer.remove_round_off()
+            elif self.settings.stability is not None and self.spaces[name].largest_free > 0:
+                limit = math.sqrt(self.settings.stability) / self.spaces[name].largest_free
+                cap_spectral_norm_(layer.trained.data, limit)
 
     def end_task(self, model: TaskModel, data: TaskData) -> Iterable[LayerProfile]:
         """Fold the updates into the weights, then remember what the layers see of this task."""
@@ -123,7 +154,7 @@ class NESS(Method):
         merge(model.backbone)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
-        self._frozen, self.spaces = [], {}
+        self._frozen, self.spaces, self.projected = [], {}, []
         if self.settings.memory == "data":
             self.old_inputs.append((data.train.x, data.normalisation))
         else:
@@ -140,6 +171,7 @@ class NESS(Method):
                 name: (space.spectrum.singular_values, space.spectrum.directions, space.weights, space.count)
                 for name, space in self.spaces.items()
             },
+            "projected": list(self.projected),
         }
 
     def load_state_dict(self, model: TaskModel, state: Mapping[str, Any]) -> None:
@@ -153,6 +185,7 @@ class NESS(Method):
             name: NullSpace(Spectrum(values, directions), weights, count)
             for name, (values, directions, weights, count) in state["spaces"].items()
         }
+        self.projected = list(state.get("projected", ()))  # checkpoints of older versions know no such form
         if self.spaces:
             self._adapt(model)
 
@@ -182,23 +215,25 @@ class NESS(Method):
         return moments
 
     def _adapt(self, model: TaskModel) -> None:
-        """Freeze the backbone and put U V beside every layer that has a free direction."""
+        """Freeze the backbone and put an update beside every layer that has a free direction."""
         self._frozen = [p for p in model.backbone.parameters() if p.requires_grad]
-        bases = {name: space.basis for name, space in self.spaces.items()}
-        adapt(model.backbone, {name: basis for name, basis in bases.items() if basis.shape[1]})
+        adapt(
+            model.backbone,
+            {name: s.basis for name, s in self.spaces.items() if s.rank and name not in self.projected},
+            {name: self.spaces[name].occupied for name in self.projected},
+        )
         for parameter in self._frozen:
             parameter.requires_grad_(False)
 
     def _profile(self, model: TaskModel, name: str, task: int) -> LayerProfile:
         layer, space = model.backbone.get_submodule(name), self.spaces[name]
         augmented = self.settings.bias == "augment"
-        if isinstance(layer, NESSLinear | NESSConv2d):
-            weight = weight_matrix(layer.layer, augmented)
-            update, rank = (layer.basis @ layer.coefficients).T, layer.basis.shape[1]
+        if isinstance(layer, NESSLayer):
+            weight, update = weight_matrix(layer.layer, augmented), layer.update_matrix()
         else:  # no direction was free, so the layer was left as it is
             weight = weight_matrix(layer, augmented)
-            update, rank = torch.zeros_like(weight), 0
-        return layer_profile(name, task, rank, space.count, space.spectrum, update, weight)
+            update = torch.zeros_like(weight)
+        return layer_profile(name, task, space.rank, space.count, space.spectrum, update, weight)
 
     def _probes(self, model: TaskModel, data: TaskData, names: Sequence[str]) -> dict[str, Probe]:
         """For each layer its weight, the number of old tasks and, if the filter asks, the gradient of the new loss."""
@@ -236,6 +271,15 @@ class NESS(Method):
             shares = ", ".join(f"{float(needed.quantile(share)):.2g} frees {share:.0%}" for share in (0.01, 0.1, 0.5))
             text += f" Of all directions together, eps = {shares}."
         return text
+
+
+def projection_pays(space: NullSpace) -> bool:
+    """Whether the projected form is exact and costs less: all is free or occupied, and more is free than occupied.
+
+    The factored form multiplies by U (d, r), the projected one by M (d, d - r) and otherwise by as much as a plain
+    layer; measured on every size of layer, the two take equally long at r = d/2 (speed/README.md).
+    """
+    return space.is_hard and 2 * space.rank > len(space.weights)
 
 
 @torch.no_grad()
