@@ -26,12 +26,9 @@ FLOORS = [
 ]
 NEIGHBOURS = {
     ("capture", "layers"),
-<<<<<<< HEAD
     ("capture", "patches"),
-=======
     ("layers", "projected"),
     ("layers", "projections"),
->>>>>>> a328c0c (wip all)
     ("sweeps", "comparison"),
     ("benchmarks", "hyperparameters"),
     ("report", "plots"),
