@@ -37,6 +37,7 @@ def plot_tradeoff(runs: Mapping[str, Results], ax: Axes | None = None) -> Axes:
         for label, results in runs.items():
             _draw_method(ax, display_name(label), looks[label], matrices_of(results))
         ax.set_xscale("symlog", linthresh=1, linscale=0.7)
+        ax.set_xlim(right=max(1.0, ax.get_xlim()[1]))
         ax.xaxis.set_major_locator(FixedLocator(POINTS))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
