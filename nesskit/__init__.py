@@ -39,7 +39,7 @@ _HOMES = {
         "subspace_overlap",
     ),
     "nesskit.benchmarks": ("BENCHMARKS", "configure"),
-    "nesskit.capture": ("collect_moments",),
+    "nesskit.capture": ("collect_moments", "merge_moments"),
     "nesskit.errors": ("NesskitError",),
     "nesskit.experiments": ("compare", "run", "sweep"),
     "nesskit.filters": (

@@ -53,6 +53,41 @@ def collect_moments(
     return moments
 
 
+def merge_moments(
+    moments: Mapping[str, Moment], group: torch.distributed.ProcessGroup | None = None
+) -> dict[str, Moment]:
+    """The moments of all ranks of a data-parallel run, summed: what one process would have collected from all data.
+
+    Every rank calls this with the moments of its own share of the data, whatever its size, and gets the same result.
+    Sums of second moments are exact, so the spectrum, and with it every basis, is that of a run on one device.
+
+    Args:
+        moments: what :func:`collect_moments` returned on this rank; stays as it is.
+        group: the process group; None: all ranks.
+
+    Raises:
+        SpectrumError: the ranks have moments of different layers, or of different dimensions; on every rank.
+    """
+    mine = {name: moment.dimension for name, moment in moments.items()}
+    theirs: list[Any] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(theirs, mine, group)
+    for rank, other in enumerate(theirs):
+        if list(other.items()) != list(theirs[0].items()):
+            raise SpectrumError(
+                f"rank {rank} has moments of other layers than rank 0, which cannot be summed: {other} and {theirs[0]}"
+            )
+    merged = {}
+    for name, moment in moments.items():
+        total = Moment(moment.dimension, moment.matrix.device)
+        total.matrix = moment.matrix.clone()
+        count = torch.tensor(moment.count, device=total.matrix.device)
+        torch.distributed.all_reduce(total.matrix, group=group)
+        torch.distributed.all_reduce(count, group=group)
+        total.count = int(count)
+        merged[name] = total
+    return merged
+
+
 def layer_inputs(layer: nn.Linear | nn.Conv2d, x: Tensor, augment: bool = False) -> Iterator[tuple[Tensor, int]]:
     """The input vectors that ``layer`` multiplies its weight with, for its input ``x``, in pieces of bounded size.
 
