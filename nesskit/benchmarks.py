@@ -15,12 +15,19 @@ from nesskit.errors import NesskitError, UnknownNameError
 from nesskit.filters import FrobeniusThreshold, NuclearThreshold, SoftFilter, parse_filter
 from nesskit.hyperparameters import PUBLISHED
 from nesskit.settings import (
+    AdamNSCLSettings,
+    DFGPSettings,
+    EWCSettings,
+    GPMSettings,
     MethodSettings,
     NESSSettings,
     NESSSoftSettings,
     NetworkSettings,
+    OWMSettings,
     RunSettings,
+    SGPSettings,
     TrainingSettings,
+    TRGPSettings,
     flatten,
     settings_type,
 )
@@ -73,22 +80,20 @@ def _digits(
     name: str,
     summary: str,
     ness: NESSSettings,
-    options: Mapping[str, MethodSettings] | None = None,
-    training_of: Mapping[str, TrainingSettings] | None = None,
+    options: Mapping[str, MethodSettings],
 ) -> Benchmark:
     """A benchmark on scikit-learn's digits: MLP 64-128-128, SGD with momentum, 30 epochs a task, no validation data.
 
     The threshold of ``ness`` was chosen by ``nesskit sweep`` on validation data (10 % of the training examples) of
-    seeds 10 to 34: the highest accuracy among those that forget at most one point, on split-digits half a point. The τ
-    of ``ness-soft`` was chosen by the same rule among six values, on validation data (20 %) of seeds 1 to 3.
-    ``options`` and ``training_of`` are those of other methods where their defaults were not the best choice, beside
-    ``DIGITS_TRAINING_OF``. Defaults of other methods were chosen as their docstrings say.
+    seeds 10 to 34: the highest accuracy among those that forget at most one point, on split-digits half a point.
+    ``options`` holds the one number that steers each other method, chosen by the same rule on validation data (20 %) of
+    seeds 1 to 3: ``studies/hyperparameters.py``. Methods that it does not name have their defaults.
     """
     preset = Preset(
         DIGITS_TRAINING,
         NetworkSettings("mlp", widths=(128, 128)),
-        {"ness": ness, **(options or {})},
-        {**DIGITS_TRAINING_OF, **(training_of or {})},
+        {"ness": ness, **options},
+        DIGITS_TRAINING_OF,
         summary="the recipe of the README; threshold chosen on validation data of seeds 10 to 34",
     )
     return Benchmark(name, summary, {DEFAULT_PRESET: preset})
@@ -154,18 +159,46 @@ BENCHMARKS: dict[str, Benchmark] = {
             "permuted-digits",
             "10 tasks of 10 classes: digits, each task with its own permutation of the pixels",
             NESSSettings(FrobeniusThreshold(0.0251)),
-            {"ness-soft": NESSSoftSettings(SoftFilter(0.0056, "frobenius"))},
+            {
+                "gpm": GPMSettings(0.985),
+                "sgp": SGPSettings(0.995),
+                "trgp": TRGPSettings(0.99),
+                "dfgp": DFGPSettings(0.985),
+                "adam-nscl": AdamNSCLSettings(FrobeniusThreshold(0.03)),
+                "owm": OWMSettings(0.1),
+                "ewc": EWCSettings(60.0),
+                "ness-soft": NESSSoftSettings(SoftFilter(0.0056, "frobenius")),
+            },
         ),
         _digits(
             "split-digits",
             "5 tasks of 2 classes: 0 and 1, 2 and 3, … 8 and 9",
             NESSSettings(FrobeniusThreshold(0.0283)),
-            {"ness-soft": NESSSoftSettings(SoftFilter(0.008, "frobenius"))},
+            {
+                "gpm": GPMSettings(0.95),
+                "sgp": SGPSettings(0.95),
+                "trgp": TRGPSettings(0.97),
+                "dfgp": DFGPSettings(0.95),
+                "adam-nscl": AdamNSCLSettings(FrobeniusThreshold(0.085)),
+                "owm": OWMSettings(0.1),
+                "ewc": EWCSettings(200.0),
+                "ness-soft": NESSSoftSettings(SoftFilter(0.008, "frobenius")),
+            },
         ),
         _digits(
             "rotated-digits",
             "10 tasks of 10 classes: digits turned by 0, 18, … 162 degrees",
             NESSSettings(FrobeniusThreshold(0.0168)),
+            {
+                "gpm": GPMSettings(0.98),
+                "sgp": SGPSettings(0.995),
+                "trgp": TRGPSettings(0.99),
+                "dfgp": DFGPSettings(0.98),
+                "adam-nscl": AdamNSCLSettings(FrobeniusThreshold(0.008)),
+                "owm": OWMSettings(0.1),
+                "ewc": EWCSettings(60.0),
+                "ness-soft": NESSSoftSettings(SoftFilter(0.0113, "frobenius")),
+            },
         ),
         _paper(
             "split-cifar100",

@@ -5,7 +5,7 @@ that forget at most one point (half a point on split-digits, where there is less
 more, the one with the highest accuracy. The presets in ``nesskit/benchmarks.py`` are to have these values. Prints
 Markdown; runs that lie in the folder of runs already are not done again.
 
-    python studies/hyperparameters.py            # about 300 runs of 1 to 15 s
+    python studies/hyperparameters.py            # about 400 runs of 1 to 15 s
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ SEEDS = (1, 2, 3)
 VALIDATION_SHARE = 0.2
 GRIDS: dict[str, tuple[str, Sequence[Any]]] = {
     "gpm": ("threshold", (0.95, 0.97, 0.98, 0.985, 0.99, 0.995)),
-    "sgp": ("threshold", (0.95, 0.97, 0.985, 0.995)),
+    "sgp": ("threshold", (0.95, 0.97, 0.985, 0.99, 0.995)),
     "trgp": ("threshold", (0.95, 0.97, 0.98, 0.99)),
-    "dfgp": ("threshold", (0.95, 0.97, 0.98, 0.99)),
-    "adam-nscl": ("filter", tuple(map(FrobeniusThreshold, (0.0126, 0.02, 0.03, 0.042)))),
+    "dfgp": ("threshold", (0.95, 0.97, 0.98, 0.985, 0.99)),
+    "adam-nscl": ("filter", tuple(map(FrobeniusThreshold, (0.005, 0.008, 0.0126, 0.02, 0.03, 0.042, 0.06, 0.085)))),
     "owm": ("alpha", (0.03, 0.1, 0.3, 1.0)),
-    "ewc": ("strength", (10.0, 30.0, 60.0, 100.0)),
-    "ness-soft": ("filter", tuple(SoftFilter(tau, "frobenius") for tau in (0.0028, 0.004, 0.0056, 0.008, 0.0113))),
+    "ewc": ("strength", (10.0, 30.0, 60.0, 100.0, 200.0)),
+    "ness-soft": (
+        "filter",
+        tuple(SoftFilter(tau, "frobenius") for tau in (0.0028, 0.004, 0.0056, 0.008, 0.0113, 0.016)),
+    ),
 }
 
 
