@@ -31,7 +31,7 @@ class AdamNSCL(SubspaceMethod):
     there, all weights have one learning rate, BatchNorm's parameters stay as task 1 left them instead of being
     penalised, and U Uᵀ is not divided by its norm (which the authors' code does, and which rescales the learning rate).
 
-    The digits' presets train with Adam at lr 0.003 (chosen beside 0.001 on validation data of seed 1 of permuted-digits)
+    The digits' presets train with Adam at lr 0.003 (better than 0.001 on validation data of seed 1 of permuted-digits)
     and free σ ≤ ε ‖I‖_F, with an ε for each benchmark (``studies/hyperparameters.py``). The publication's rule,
     σ² ≤ a σ_min², does not work there (on seed 1 the best a of 2, 4 and 10 left 74 % and -7 points): it measures all
     directions by the smallest, which in the layer of 64 pixels is far smaller than the others after the first task, and
