@@ -48,15 +48,16 @@ def patch_moment(layer: nn.Conv2d, x: Tensor, augment: bool = False) -> tuple[Te
         x: (n, C_in, h, w) or (C_in, h, w).
         augment: end every patch with a 1: d grows by one.
     """
-    x = _pad(layer, x).to(float64_device(x.device), torch.float64)
+    x = _pad(layer, x)
     n, channels, height, width = x.shape
     (k_h, k_w), group = layer.kernel_size, channels // layer.groups
     x = x.reshape(n * layer.groups, group, height, width)
     row = k_w * group
-    blocks = x.new_zeros(k_h, k_h, row, row)
-    sums = x.new_zeros(k_h, row)
+    device = float64_device(x.device)
+    blocks = torch.zeros(k_h, k_h, row, row, dtype=torch.float64, device=device)
+    sums = blocks.new_zeros(k_h, row)
     for piece in _pieces(x, x[0].numel() * k_w):
-        rows = _flat_patches(layer, piece)  # (height, m, row)
+        rows = _flat_patches(layer, piece.to(device, torch.float64))  # (height, m, row)
         for shared in _shared_rows(layer, height):
             upper = rows[shared.rows].flatten(0, 1)
             lower = rows[shared.rows_below(layer)].flatten(0, 1)
