@@ -21,7 +21,7 @@ OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links '$(WHEELHOUSE)')
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 NBVAL := $(BIN)/python -m pytest -q --nbval --nbval-sanitize-with course/sanitize.cfg -p no:cacheprovider notebooks
 
-.PHONY: help setup demo test test-all test-rest test-browser test-notebooks lab explorer student grade wheelhouse clean
+.PHONY: help setup demo test test-all test-rest test-browser test-notebooks bench lab explorer student grade wheelhouse clean
 
 help:
 	@echo "make demo      see NESS remember what fine-tuning forgets (about a minute after installation)"
@@ -30,6 +30,7 @@ help:
 	@echo "make test      linters, types and tests, also in a real browser if there is a Chromium"
 	@echo "make test-browser  the tests in a real browser alone"
 	@echo "make test-all  also every notebook's exercises and every notebook in the browser, with other threads too"
+	@echo "make bench     measure speed here and append a line to data/results/speed.jsonl; QUICK=1 takes minutes"
 	@echo "make student   the notebooks for students, without solutions, in $(STUDENT)"
 	@echo "make grade SUBMITTED=<folder>  grade what students hand in (this runs their code)"
 	@echo "make wheelhouse  every package in one folder, for a classroom without internet"
@@ -79,6 +80,9 @@ test-notebooks: $(INSTALLED)
 # JupyterLab and Voilà are started, keys pressed, the mouse moved. By itself: a running browser holds the event loop.
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -rs tests/browser
+
+bench: $(INSTALLED)
+	$(BIN)/python speed/bench.py $(if $(QUICK),--quick)
 
 student: $(INSTALLED)
 	$(BIN)/python -m course.release '$(STUDENT)'

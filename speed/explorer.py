@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ NETWORKS = {  # inputs and outputs of every layer
     "ResNet18, 20 layers": [(27, 20)] + [(180, 20)] * 5 + [(360, 40)] * 5 + [(720, 80)] * 5 + [(1440, 160)] * 4,
 }
 KEYS = 40
+Figures = dict[str, float]
 SLIDER, NUMBERS = ".nk-eps [role=slider]", ".nk-numbers tbody tr"
 WATCH = """
 canvas => new Promise(done => {
@@ -82,14 +84,18 @@ def milliseconds(action: Callable[[float], object], repeats: int = 60) -> list[f
     return times
 
 
-def report(what: str, times: list[float], aim: str = "") -> None:
+def report(figures: Figures, what: str, times: list[float], aim: str = "") -> None:
+    figures[f"{what}, median ms"], figures[f"{what}, worst ms"] = statistics.median(times), max(times)
     print(f"  {what:46} median {statistics.median(times):7.2f} ms, worst {max(times):7.2f} ms{aim}")
 
 
-def in_the_kernel() -> None:
+def in_the_kernel() -> dict[str, Figures]:
+    found: dict[str, Figures] = {}
     for name, shapes in NETWORKS.items():
         print(name)
-        print(f"  {'all curves from given moments':46} {seconds_from_moments(shapes):7.2f} s (AlexNet < 10)")
+        seconds = seconds_from_moments(shapes)
+        figures = found[name] = {"all curves from given moments, s": seconds}
+        print(f"  {'all curves from given moments':46} {seconds:7.2f} s (AlexNet < 10)")
         profiles = profiles_of(shapes)
         curves = NetworkCurves.of(profiles)
         curves.at(FrobeniusThreshold(0.1))
@@ -98,12 +104,13 @@ def in_the_kernel() -> None:
         canvas.draw()
         canvas.syncing_data_url = False  # as with a browser
         look_up = functools.partial(_look_up, curves)
-        report("any ε: all layers looked up", milliseconds(look_up), " (< 1)")
-        report("slider event to new artists", milliseconds(functools.partial(_slide, explorer)), " (< 30)")
+        report(figures, "any ε: all layers looked up", milliseconds(look_up), " (< 1)")
+        report(figures, "slider event to new artists", milliseconds(functools.partial(_slide, explorer)), " (< 30)")
         moved = milliseconds(functools.partial(_slide, explorer, then=[canvas.draw]), 20)
-        report("the same with the picture made and packed", moved)
+        report(figures, "the same with the picture made and packed", moved)
         whole = milliseconds(functools.partial(_slide, explorer, then=[canvas.draw_everything, canvas.draw]), 5)
-        report("for comparison: everything drawn again", whole)
+        report(figures, "for comparison: everything drawn again", whole)
+    return found
 
 
 def _look_up(curves: NetworkCurves, eps: float) -> None:
@@ -116,7 +123,8 @@ def _slide(explorer: ThresholdExplorer, eps: float, then: Sequence[Callable[[], 
         action()
 
 
-def in_the_browser(kind: str, folder: Path) -> None:
+def in_the_browser(kind: str, folder: Path) -> Figures:
+    figures: Figures = {}
     place = folder / kind
     shutil.copytree(folder / "notebooks", place / "notebooks")
     (place / "runs").symlink_to(folder / "runs")
@@ -138,22 +146,25 @@ def in_the_browser(kind: str, folder: Path) -> None:
                 key = "ArrowRight" if number < KEYS // 2 else "ArrowLeft"
                 times.append(canvas.evaluate(WATCH.replace("KEY", repr(key))))
                 page.wait_for_timeout(150)
-            report(f"{kind}: key press to changed pixels", times, " (median < 200)")
+            report(figures, f"{kind}: key press to changed pixels", times, " (median < 200)")
             eps = float(page.locator(NUMBERS).get_attribute("data-eps"))
             for _ in range(20):
                 page.keyboard.press("ArrowRight")
             pressed = time.perf_counter()
             while abs(float(page.locator(NUMBERS).get_attribute("data-eps")) / (eps * 10**0.2) - 1) > 1e-3:
                 assert time.perf_counter() - pressed < 10
-            print(f"  {kind}: after 20 quick presses settled in {1000 * (time.perf_counter() - pressed):.0f} ms")
+            settled = figures[f"{kind}: after 20 quick presses settled, ms"] = 1000 * (time.perf_counter() - pressed)
+            print(f"  {kind}: after 20 quick presses settled in {settled:.0f} ms")
     finally:
         server.stop()
+    return figures
 
 
-def main() -> None:
-    in_the_kernel()
-    if "--kernel" in sys.argv or pages.find_chromium() is None:
-        return
+def measure(quick: bool = False) -> dict[str, Any]:
+    """In the kernel, and in Chromium where there is one; ``quick`` leaves the browser out."""
+    figures: dict[str, Any] = dict(in_the_kernel())
+    if quick or pages.find_chromium() is None:
+        return figures
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         run("permuted-digits", filter=FrobeniusThreshold(1.0), epochs=5, runs=folder / "runs", progress=False)
@@ -161,8 +172,9 @@ def main() -> None:
         shutil.copy(pages.ROOT / "notebooks" / "explorer.ipynb", folder / "notebooks")
         print("digits' MLP in Chromium")
         for kind in ("lab", "voila"):
-            in_the_browser(kind, folder)
+            figures[f"Chromium, {kind}"] = in_the_browser(kind, folder)
+    return figures
 
 
 if __name__ == "__main__":
-    main()
+    measure(quick="--kernel" in sys.argv)

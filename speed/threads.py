@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 STEPS = """
 import time, torch
@@ -28,7 +29,7 @@ for name, (d, width, classes) in layers.items():
         optimizer.step()
         times.append(time.perf_counter() - started)
     mean = sum(times[3:]) / len(times[3:])
-    print(f"    {name:20} {1000 * mean:8.2f} ms a training step, mean of {len(times) - 3}")
+    print(f"{name}\\t{1000 * mean:.2f}")
 """
 
 
@@ -43,24 +44,29 @@ def busy_neighbour() -> Iterator[None]:
         neighbour.wait()
 
 
-def report(threads: int, policy: str) -> None:
-    print(f"  threads: {threads}, waiting policy: {policy or 'default (spin)'}", flush=True)
+def milliseconds(threads: int, policy: str) -> dict[str, float]:
+    """Of a training step, by network, in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": policy}
     if not policy:
         del environment["OMP_WAIT_POLICY"]
-    subprocess.run([sys.executable, "-c", STEPS], env=environment, check=True)
+    done = subprocess.run([sys.executable, "-c", STEPS], env=environment, check=True, capture_output=True, text=True)
+    return {name: float(value) for name, value in (line.split("\t") for line in done.stdout.splitlines())}
 
 
-def main() -> None:
-    for title, beside in (("alone", False), ("beside a busy process", True)):
-        print(title)
-        for threads, policy in ((1, "PASSIVE"), (2, "PASSIVE"), (2, "")):
-            if beside:
-                with busy_neighbour():
-                    report(threads, policy)
-            else:
-                report(threads, policy)
+def measure(quick: bool = False) -> dict[str, Any]:
+    """Milliseconds of a training step by surroundings, threads and policy; ``quick`` leaves out spinning threads."""
+    figures: dict[str, Any] = {}
+    for title, surroundings in (("alone", nullcontext), ("beside a busy process", busy_neighbour)):
+        for threads, policy in ((1, "PASSIVE"), (2, "PASSIVE"), *([] if quick else [(2, "")])):
+            with surroundings():
+                found = milliseconds(threads, policy)
+            case = f"{title}, threads: {threads}, waiting: {policy or 'default (spin)'}"
+            figures[case] = found
+            print(case)
+            for name, value in found.items():
+                print(f"    {name:20} {value:8.2f} ms a training step")
+    return figures
 
 
 if __name__ == "__main__":
-    main()
+    measure()
