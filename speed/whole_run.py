@@ -99,12 +99,13 @@ def measure(quick: bool = False) -> dict[str, Any]:
     whole = sum(watch.seconds.values())
     rest = whole - watch.seconds["train"]
     threads = torch.get_num_threads()
-    print(f"Split CIFAR-100, {tasks} tasks of {epochs} epochs, {threads} threads, nesskit {nesskit.__version__}")
+    done = f"{run.tasks_done} of {tasks} tasks of {epochs} epochs ({len(run.history)} epochs in all)"
+    print(f"Split CIFAR-100, {done}, {threads} threads, nesskit {nesskit.__version__}")
     for part in sorted(watch.seconds, key=watch.seconds.__getitem__, reverse=True):
         print(f"  {part:12} {watch.seconds[part]:8.1f} s {watch.seconds[part] / whole:7.1%}")
     print(f"  whole        {whole:8.1f} s; all but training {rest / whole:.1%}; {run.average_accuracy:.1f} % accuracy")
     figures = {f"{part} seconds": seconds for part, seconds in watch.seconds.items()}
-    return {"tasks": tasks, "epochs": epochs, "threads": threads, **figures, "share not training": rest / whole}
+    return {"tasks": run.tasks_done, "epochs": epochs, "threads": threads, **figures, "share not training": rest / whole}
 
 
 if __name__ == "__main__":
