@@ -105,7 +105,8 @@ def measure(quick: bool = False) -> dict[str, Any]:
         print(f"  {part:12} {watch.seconds[part]:8.1f} s {watch.seconds[part] / whole:7.1%}")
     print(f"  whole        {whole:8.1f} s; all but training {rest / whole:.1%}; {run.average_accuracy:.1f} % accuracy")
     figures = {f"{part} seconds": seconds for part, seconds in watch.seconds.items()}
-    return {"tasks": run.tasks_done, "epochs": epochs, "threads": threads, **figures, "share not training": rest / whole}
+    figures |= {"share not training": rest / whole}
+    return {"tasks": run.tasks_done, "epochs": epochs, "threads": threads, **figures}
 
 
 if __name__ == "__main__":
