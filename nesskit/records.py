@@ -13,9 +13,9 @@ import pickle
 import platform
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -29,7 +29,10 @@ from nesskit.errors import RunFolderError
 from nesskit.events import Event
 from nesskit.spectrum import LayerProfile
 
-FORMAT = 1  # of record.json and checkpoint.pt; raised when an older nesskit could not read them
+FORMAT = 2  # of a run folder's files; raised when an older nesskit could not read them
+
+_FIELDS = tuple(item.name for item in fields(LayerProfile))
+_VECTORS = ("sigma_squared", "update_energy", "weight_energy")  # the (d,) fields of a LayerProfile
 
 INTERRUPTED = "interrupted from the keyboard"  # the reason of such a stop
 STOP = "stop"  # an empty file of this name asks a run to stop
@@ -238,7 +241,7 @@ class RunFolder:
         run.folder = self.path
         text = json.dumps(run.to_dict(), indent=1, allow_nan=False)
         if run.profiles:
-            self._replace("profiles.npz", lambda stream: _write_profiles(stream, run.profiles))
+            self._replace("profiles.npz", lambda stream: np.savez_compressed(stream, **pack_profiles(run.profiles)))
         self._replace("record.json", lambda stream: stream.write(text.encode()))
 
     def read_checkpoint(self) -> dict[str, Any] | None:
@@ -330,18 +333,29 @@ def load_run(path: Path | str) -> Run:
     return run
 
 
-def pack_profiles(profiles: list[LayerProfile]) -> list[dict[str, Any]]:
-    """Profiles as plain values and tensors, for a checkpoint."""
-    return [
-        {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in asdict(profile).items()}
-        for profile in profiles
-    ]
+def pack_profiles(profiles: Sequence[LayerProfile]) -> dict[str, Any]:
+    """Profiles as one list or array a field, for a file.
+
+    The vectors of all profiles lie end to end, ``dimension`` tells where to cut: what a file takes to write grows with
+    the number of its arrays much more than with their sizes, and every task adds profiles.
+    """
+    packed: dict[str, Any] = {"dimension": [len(profile.sigma_squared) for profile in profiles]}
+    for name in _FIELDS:
+        values = [getattr(profile, name) for profile in profiles]
+        packed[name] = np.concatenate([np.empty(0), *values]) if name in _VECTORS else values
+    return packed
 
 
-def unpack_profiles(packed: list[dict[str, Any]]) -> list[LayerProfile]:
-    """What :func:`pack_profiles` was given."""
-    plain = [{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()} for values in packed]
-    return [LayerProfile(**values) for values in plain]  # type: ignore[arg-type]
+def unpack_profiles(packed: Mapping[str, Any] | list[dict[str, Any]]) -> list[LayerProfile]:
+    """What :func:`pack_profiles` was given; in format 1 ``packed`` is a dict a profile."""
+    if isinstance(packed, list):
+        vectors = [{name: np.asarray(profile[name]) for name in _VECTORS} for profile in packed]
+        return [LayerProfile(**profile | own) for profile, own in zip(packed, vectors, strict=True)]
+    cuts = np.cumsum(packed["dimension"], dtype=int)[:-1]
+    columns = [np.split(np.asarray(packed[name]), cuts) if name in _VECTORS else packed[name] for name in _FIELDS]
+    if not len(packed["dimension"]):
+        return []
+    return [LayerProfile(*values) for values in zip(*columns, strict=True)]
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -376,20 +390,16 @@ def current_commit() -> str | None:
         return None
 
 
-def _write_profiles(stream: BinaryIO, profiles: list[LayerProfile]) -> None:
-    arrays: dict[str, Any] = {}
-    for number, profile in enumerate(profiles):
-        arrays.update({f"{number}/{key}": value for key, value in asdict(profile).items()})
-    np.savez_compressed(stream, **arrays)
-
-
 def _load_profiles(path: Path) -> list[LayerProfile]:
-    fields: dict[int, dict[str, Any]] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for key, value in arrays.items():
-            number, name = key.split("/")
-            fields.setdefault(int(number), {})[name] = value if value.ndim else value.item()
-    return [LayerProfile(**fields[number]) for number in sorted(fields)]
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {key: values if values.ndim else values.item() for key, values in stored.items()}
+    if "dimension" in arrays:
+        return unpack_profiles({k: v if k in _VECTORS else v.tolist() for k, v in arrays.items()})
+    old: dict[int, dict[str, Any]] = {}  # format 1: an array for each field of each profile, named number/field
+    for key, value in arrays.items():
+        number, name = key.split("/")
+        old.setdefault(int(number), {})[name] = value
+    return unpack_profiles([old[number] for number in sorted(old)])
 
 
 def _null_nan(value: Any) -> Any:

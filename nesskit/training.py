@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -146,6 +147,7 @@ class Trainer:
 
         if self.stage.best_weights is not None:
             self.model.load_state_dict(self.stage.best_weights, strict=False)
+        self.model.zero_grad()  # or frozen weights and earlier heads would keep their last gradient, as large as they
         with self._noise("end task", last):
             for task_data in data:
                 self.run.profiles.extend(self.method.end_task(self.model, task_data))
@@ -269,7 +271,10 @@ class Trainer:
             "model": self.model.state_dict(),
             "method": self.method.state_dict(),
             "results": self.run.results(),
-            "profiles": pack_profiles(self.run.profiles),
+            "profiles": {
+                name: torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+                for name, values in pack_profiles(self.run.profiles).items()
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The analysis of a real run: what its profiles say without data is what the data say."""
 
 import copy
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -138,9 +139,10 @@ def test_profiles_of_fine_tuning_can_be_made_too(finished, profiles):
 def test_profiles_of_older_versions_are_still_read(finished, tmp_path):
     folder = finished.run.folder
     (tmp_path / "record.json").write_bytes((folder / "record.json").read_bytes())
-    with np.load(folder / "profiles.npz") as arrays:
-        np.savez(tmp_path / "profiles.npz", **{k: v for k, v in arrays.items() if not k.endswith("/outputs")})
+    values = {f"{k}/{name}": v for k, p in enumerate(finished.run.profiles) for name, v in asdict(p).items()}
+    np.savez(tmp_path / "profiles.npz", **{key: v for key, v in values.items() if not key.endswith("/outputs")})
     old = RunFolder(tmp_path).read().profiles
+    assert [(p.layer, p.rank) for p in old] == [(p.layer, p.rank) for p in finished.run.profiles]
     assert [profile.outputs for profile in old] == [0, 0]
     assert np.isnan(capacity(old).network_share).all()
 
