@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from nesskit import metrics
 from nesskit.comparison import size_text
@@ -83,6 +83,7 @@ def plot_costs(runs: Mapping[str, Sequence[Run]], axes: Sequence[Axes] | None = 
         axes[0].set_xlabel("seconds a run")
         _bars(axes[1], runs, kept, [size_text(value) if value else "nothing" for value in kept])
         axes[1].set_xlabel("kept at the end")
+        axes[1].xaxis.set_major_locator(MaxNLocator(3))
         axes[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
     return list(axes)
 
