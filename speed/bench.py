@@ -24,7 +24,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 LOG = HERE.parent / "data" / "results" / "speed.jsonl"
-TOPICS = ("training_step", "moments", "eigen", "whole_run", "startup", "threads", "explorer")
+TOPICS = ("training_step", "moments", "eigen", "whole_run", "scale", "startup", "threads", "explorer")
 
 # A child imports the topic and leaves its figures and its peak of memory in a file; what it prints is for the reader.
 CHILD = """
