@@ -76,6 +76,22 @@ DIGITS_TRAINING_OF = {
 }
 
 
+def _steered(
+    *, gpm: float, sgp: float, trgp: float, dfgp: float, adam_nscl: float, owm: float, ewc: float, ness_soft: float
+) -> dict[str, MethodSettings]:
+    """The settings of each method by the one number that steers it: ε_th, ε, α, λ or τ."""
+    return {
+        "gpm": GPMSettings(gpm),
+        "sgp": SGPSettings(sgp),
+        "trgp": TRGPSettings(trgp),
+        "dfgp": DFGPSettings(dfgp),
+        "adam-nscl": AdamNSCLSettings(FrobeniusThreshold(adam_nscl)),
+        "owm": OWMSettings(owm),
+        "ewc": EWCSettings(ewc),
+        "ness-soft": NESSSoftSettings(SoftFilter(ness_soft, "frobenius")),
+    }
+
+
 def _digits(
     name: str,
     summary: str,
@@ -159,46 +175,19 @@ BENCHMARKS: dict[str, Benchmark] = {
             "permuted-digits",
             "10 tasks of 10 classes: digits, each task with its own permutation of the pixels",
             NESSSettings(FrobeniusThreshold(0.0251)),
-            {
-                "gpm": GPMSettings(0.985),
-                "sgp": SGPSettings(0.995),
-                "trgp": TRGPSettings(0.99),
-                "dfgp": DFGPSettings(0.985),
-                "adam-nscl": AdamNSCLSettings(FrobeniusThreshold(0.03)),
-                "owm": OWMSettings(0.1),
-                "ewc": EWCSettings(60.0),
-                "ness-soft": NESSSoftSettings(SoftFilter(0.0056, "frobenius")),
-            },
+            _steered(gpm=0.985, sgp=0.995, trgp=0.99, dfgp=0.985, adam_nscl=0.03, owm=0.1, ewc=60.0, ness_soft=0.0056),
         ),
         _digits(
             "split-digits",
             "5 tasks of 2 classes: 0 and 1, 2 and 3, … 8 and 9",
             NESSSettings(FrobeniusThreshold(0.0283)),
-            {
-                "gpm": GPMSettings(0.95),
-                "sgp": SGPSettings(0.95),
-                "trgp": TRGPSettings(0.97),
-                "dfgp": DFGPSettings(0.95),
-                "adam-nscl": AdamNSCLSettings(FrobeniusThreshold(0.085)),
-                "owm": OWMSettings(0.1),
-                "ewc": EWCSettings(200.0),
-                "ness-soft": NESSSoftSettings(SoftFilter(0.008, "frobenius")),
-            },
+            _steered(gpm=0.95, sgp=0.95, trgp=0.97, dfgp=0.95, adam_nscl=0.085, owm=0.1, ewc=200.0, ness_soft=0.008),
         ),
         _digits(
             "rotated-digits",
             "10 tasks of 10 classes: digits turned by 0, 18, … 162 degrees",
             NESSSettings(FrobeniusThreshold(0.0168)),
-            {
-                "gpm": GPMSettings(0.98),
-                "sgp": SGPSettings(0.995),
-                "trgp": TRGPSettings(0.99),
-                "dfgp": DFGPSettings(0.98),
-                "adam-nscl": AdamNSCLSettings(FrobeniusThreshold(0.008)),
-                "owm": OWMSettings(0.1),
-                "ewc": EWCSettings(60.0),
-                "ness-soft": NESSSoftSettings(SoftFilter(0.0113, "frobenius")),
-            },
+            _steered(gpm=0.98, sgp=0.995, trgp=0.99, dfgp=0.98, adam_nscl=0.008, owm=0.1, ewc=60.0, ness_soft=0.0113),
         ),
         _paper(
             "split-cifar100",

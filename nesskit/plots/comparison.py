@@ -56,9 +56,9 @@ def _draw_method(ax: Axes, name: str, look: Look, matrices: Array) -> None:
     spread = [values.std(ddof=1) if len(matrices) > 1 else 0.0 for values in (transfer, accuracy)]
     ax.errorbar(
         transfer.mean(), accuracy.mean(), xerr=spread[0], yerr=spread[1], fmt=look.marker, color=look.colour,
-        markersize=7, markeredgewidth=0, elinewidth=1.0, label=plain(name),
+        markersize=7, markeredgewidth=1.5, elinewidth=1.0, label=plain(name),
         markerfacecolor=look.colour if look.line == "-" else "white", markeredgecolor=look.colour,
-    )[0].set_markeredgewidth(1.5)  # fmt: skip
+    )  # fmt: skip
 
 
 def plot_costs(runs: Mapping[str, Sequence[Run]], axes: Sequence[Axes] | None = None) -> list[Axes]:
