@@ -175,9 +175,13 @@ def _contents(comparison: Comparison, title: str | None) -> dict[str, Any]:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
+MANY = 5  # methods; of more a page tells in words only what stands out, and its table all
+
+
 def _title(groups: Groups) -> str:
     names = [plots.display_name(label) for label in groups]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    listed = f"{len(names)} methods" if len(names) > MANY else listed
     return f"{_capitalised(listed)} on {' and '.join(_benchmarks(groups))}"
 
 
@@ -206,13 +210,25 @@ def _subtitle(comparison: Comparison) -> str:
 def _reading(comparison: Comparison) -> str:
     """The result in plain sentences, from nothing but the numbers."""
     groups = _groups(comparison)
-    sentences = [_sentence(label, comparison) for label in groups]
+    sentences = [_sentence(label, comparison) for label in _told(comparison)]
+    if len(groups) > MANY:
+        sentences.append(f"The table has all {len(groups)} methods.")
     if len(comparison.runs) == 1:
         run = comparison.runs[0]
         sentences.append(plots.describe_worst_task(run.accuracy, run.tasks))
     if any(len(runs) > 1 for runs in groups.values()):
         sentences.append("These are means over seeds.")
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _told(comparison: Comparison) -> list[str]:
+    """The labels that the page tells of in words: of many the reference, the highest and the lowest."""
+    if len(comparison.groups) <= MANY:
+        return list(comparison.groups)
+    ended = [row for row in comparison.rows() if not np.isnan(row.average_accuracy.mean)]
+    ended.sort(key=lambda row: row.average_accuracy.mean)
+    told = {comparison.reference, *(row.label for row in (*ended[:1], *ended[-1:]))}
+    return [label for label in comparison.groups if label in told]
 
 
 def _sentence(label: str, comparison: Comparison) -> str:

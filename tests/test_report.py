@@ -120,6 +120,17 @@ def test_the_reading_says_what_the_numbers_say(tmp_path):
     assert "means over seeds" not in page.text
 
 
+def test_of_many_methods_the_reading_tells_of_the_first_the_highest_and_the_lowest(tmp_path):
+    matrices = {
+        name: NESS - shift for name, shift in (("ness", 2), ("gpm", 3), ("sgp", 1), ("trgp", 0), ("ewc", 9), ("owm", 4))
+    }
+    _, page = report(tmp_path, [make_run(matrix, method) for method, matrix in matrices.items()])
+    assert "6 methods on" in page.text
+    assert all(f"{name} ends at" in page.text for name in ("NESS", "TRGP", "EWC"))
+    assert not any(f"{name} ends at" in page.text for name in ("GPM", "SGP", "OWM"))
+    assert "The table has all 6 methods." in page.text
+
+
 def test_a_single_run_names_the_task_that_lost_most(tmp_path):
     _, page = report(tmp_path, THREE[0])
     assert "Most was lost on task 1 (task 0): 90.0 % when it was learned, 60.2 % at the end." in page.text

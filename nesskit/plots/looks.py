@@ -39,8 +39,8 @@ _DISPLAY_NAMES = {
     "finetune": "fine-tuning",
     "joint": "joint training",
     "adam-nscl": "Adam-NSCL",
-    "ness-soft": "NESS, soft",
-    "ness-budget": "NESS, budget",
+    "ness-soft": "NESS-soft",
+    "ness-budget": "NESS-budget",
 }
 
 
