@@ -67,6 +67,7 @@ def merge_moments(
 
     Raises:
         SpectrumError: the ranks have moments of different layers, or of different dimensions; on every rank.
+        ValueError: there is no process group: ``torch.distributed.init_process_group`` comes first.
     """
     mine = {name: moment.dimension for name, moment in moments.items()}
     theirs: list[Any] = [None] * torch.distributed.get_world_size(group)
