@@ -18,6 +18,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # public name -> module it lives in
 _HOMES = {
+    "nesskit.adaptation.adapt": (
+        "adapt",
+        "merge",
+    ),
+    "nesskit.adaptation.capture": (
+        "collect_moments",
+        "merge_moments",
+    ),
+    "nesskit.adaptation.layers": (
+        "NESSConv2d",
+        "NESSLinear",
+    ),
     "nesskit.analysis": (
         "NetworkCurves",
         "capacity",
@@ -38,11 +50,45 @@ _HOMES = {
         "stable_rank",
         "subspace_overlap",
     ),
-    "nesskit.benchmarks": ("BENCHMARKS", "configure"),
-    "nesskit.capture": ("collect_moments", "merge_moments"),
     "nesskit.errors": ("NesskitError",),
-    "nesskit.experiments": ("compare", "run", "sweep"),
-    "nesskit.filters": (
+    "nesskit.experiments.benchmarks": ("BENCHMARKS",),
+    "nesskit.experiments.configure": ("configure",),
+    "nesskit.experiments.running": (
+        "compare",
+        "run",
+        "sweep",
+    ),
+    "nesskit.methods": (
+        "Finetune",
+        "Joint",
+        "Method",
+        "NESS",
+    ),
+    "nesskit.networks": (
+        "TaskModel",
+        "build_model",
+    ),
+    "nesskit.plots": (
+        "plot_accuracy_matrix",
+        "plot_accuracy_over_time",
+        "plot_final_accuracy",
+    ),
+    "nesskit.report.page": ("write_report",),
+    "nesskit.runs.folder": ("load_run",),
+    "nesskit.runs.metrics": (
+        "average_accuracy",
+        "backward_transfer",
+        "forgetting",
+        "learning_accuracy",
+    ),
+    "nesskit.runs.record": ("Run",),
+    "nesskit.settings": (
+        "MethodSettings",
+        "NESSSettings",
+        "NetworkSettings",
+        "TrainingSettings",
+    ),
+    "nesskit.spectra.filters": (
         "EnergyThreshold",
         "Filter",
         "FixedRank",
@@ -54,19 +100,19 @@ _HOMES = {
         "RelativeThreshold",
         "SoftFilter",
     ),
-    "nesskit.layers": ("NESSConv2d", "NESSLinear", "adapt", "merge"),
-    "nesskit.methods": ("NESS", "Finetune", "Joint", "Method"),
-    "nesskit.metrics": ("average_accuracy", "backward_transfer", "forgetting", "learning_accuracy"),
-    "nesskit.networks": ("TaskModel", "build_model"),
-    "nesskit.optim": ("SAM",),
-    "nesskit.plots": ("plot_accuracy_matrix", "plot_accuracy_over_time", "plot_final_accuracy"),
-    "nesskit.records": ("Run", "load_run"),
-    "nesskit.report": ("write_report",),
-    "nesskit.settings": ("MethodSettings", "NESSSettings", "NetworkSettings", "TrainingSettings"),
-    "nesskit.spectrum": ("LayerProfile", "Moment", "Spectrum"),
+    "nesskit.spectra.moment": ("Moment",),
+    "nesskit.spectra.profile": ("LayerProfile",),
+    "nesskit.spectra.spectrum": ("Spectrum",),
     "nesskit.streams": ("load_stream",),
-    "nesskit.streams.base": ("Examples", "Normalisation", "Task", "TaskStream"),
-    "nesskit.training": ("Limits", "fit"),
+    "nesskit.streams.base": (
+        "Examples",
+        "Normalisation",
+        "Task",
+        "TaskStream",
+    ),
+    "nesskit.training.fit": ("fit",),
+    "nesskit.training.limits": ("Limits",),
+    "nesskit.training.optim": ("SAM",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

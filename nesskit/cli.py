@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from nesskit.benchmarks import BENCHMARKS, configure, get_benchmark
 from nesskit.errors import NesskitError, SettingsError
-from nesskit.experiments import execute, execute_all
-from nesskit.filters import FILTERS, Filter, parse_filter
+from nesskit.experiments.benchmarks import BENCHMARKS
+from nesskit.experiments.configure import configure, get_benchmark
+from nesskit.experiments.running import execute, execute_all
 from nesskit.settings import METHOD_SETTINGS, RunSettings
+from nesskit.spectra.filters import FILTERS, Filter, parse_filter
 from nesskit.userfiles import folder_name, parse_reference
 
 if TYPE_CHECKING:
-    from nesskit.comparison import Comparison
-    from nesskit.events import Event, Listener
-    from nesskit.records import Run
-    from nesskit.training import Limits
+    from nesskit.runs.comparison import Comparison
+    from nesskit.runs.events import Event, Listener
+    from nesskit.runs.record import Run
+    from nesskit.training.limits import Limits
 
 DEMO_METHODS = ("finetune", "ness", "joint")
 
@@ -226,13 +227,13 @@ def sweep(
     """
     from tabulate import tabulate
 
-    from nesskit import experiments
-    from nesskit.sweeps import parse_grid
+    from nesskit.experiments import running
+    from nesskit.runs.sweep import parse_grid
 
     if output is not None and output.suffix.lower() == ".png":
         raise SettingsError(f"--output is the CSV, and the plot stands beside it as .png: {output} cannot be both")
     rules = [parse_filter(f"{filter}:{value!r}") for value in parse_grid(grid)]
-    result = experiments.sweep(
+    result = running.sweep(
         benchmark, rules, _numbers(seeds), preset=preset, validation_share=validation_share, runs=runs, device=device
     )
     header, rows = result.table()
@@ -251,8 +252,8 @@ def report(runs: tyro.conf.Positional[list[Path]], output: Path = Path("report.h
         runs: run folders (those that hold a record.json).
         output: the page to write.
     """
-    from nesskit.records import load_run
-    from nesskit.report import write_report
+    from nesskit.report.page import write_report
+    from nesskit.runs.folder import load_run
 
     if not runs:
         raise SettingsError("nesskit report needs at least one run folder")
@@ -284,8 +285,8 @@ def table(benchmark: tyro.conf.Positional[str], markdown: bool = False, results:
     """
     from tabulate import tabulate
 
-    from nesskit.results import load_results
-    from nesskit.tables import result_table
+    from nesskit.report.results_table import result_table
+    from nesskit.runs.results import load_results
 
     header, rows = result_table(benchmark, load_results(benchmark, results))
     filled = [column for column in range(len(header)) if not rows or any(row[column] not in ("", "–") for row in rows)]
@@ -304,8 +305,8 @@ def record(runs: tyro.conf.Positional[list[Path]], results: Path | None = None) 
         runs: run folders (those that hold a record.json).
         results: folder of recorded runs; default: data/results of the checkout.
     """
-    from nesskit.records import load_run
-    from nesskit.results import record_run
+    from nesskit.runs.folder import load_run
+    from nesskit.runs.results import record_run
 
     for path in runs:
         print(f"recorded: {record_run(load_run(path), results)}")
@@ -334,12 +335,12 @@ def demo(runs: Path = Path("runs"), seed: int = 0) -> None:
         seed: determines everything random.
     """
     where = RunOptions(runs=runs, device="cpu")
-    from nesskit.comparison import Comparison
+    from nesskit.runs.comparison import Comparison
 
     results = [_execute(configure("permuted-digits", method, seed=seed), where) for method in DEMO_METHODS]
     folder = runs / "demo"
     _show_comparison(Comparison.of(results), folder, machine_readable=False)
-    from nesskit.report import save_picture
+    from nesskit.report.picture import save_picture
 
     print(f"picture: {save_picture(results, folder / 'demo.png')}")
 
@@ -352,8 +353,8 @@ def _compare(wanted: Sequence[RunSettings], executor: str | None, where: RunOpti
     """All runs, here or in an executor, side by side; failures are told at once and again in the table."""
     import contextlib
 
-    from nesskit.comparison import Comparison, Failure
-    from nesskit.executors import open_executor
+    from nesskit.experiments.executors import open_executor
+    from nesskit.runs.comparison import Comparison, Failure
 
     out = sys.stderr if where.json else sys.stdout
 
@@ -370,14 +371,14 @@ def _compare(wanted: Sequence[RunSettings], executor: str | None, where: RunOpti
 
 
 def _limits(where: RunOptions) -> "Limits":
-    from nesskit.training import Limits
+    from nesskit.training.limits import Limits
 
     return Limits(where.limit_tasks, where.max_minutes, where.checkpoint_epochs)
 
 
 def _listeners(where: RunOptions) -> "Callable[[RunSettings], list[Listener]]":
     """What shows a run to a person."""
-    from nesskit.progress import progress_listener
+    from nesskit.runs.progress import progress_listener
 
     out = sys.stderr if where.json else sys.stdout
 
@@ -390,7 +391,7 @@ def _listeners(where: RunOptions) -> "Callable[[RunSettings], list[Listener]]":
 
 def _announce(label: str, out: Any) -> "Listener":
     """A listener that says whether a run begins, goes on, or was finished before, and how to go on if it stopped."""
-    from nesskit.events import RunStarted, RunStopped
+    from nesskit.runs.events import RunStarted, RunStopped
 
     def listen(event: "Event") -> None:
         if isinstance(event, RunStarted):
@@ -429,7 +430,7 @@ def _show_run(run: "Run", where: RunOptions) -> None:
 def _show_comparison(comparison: "Comparison", folder: Path, machine_readable: bool) -> None:
     from tabulate import tabulate
 
-    from nesskit.report import write_report
+    from nesskit.report.page import write_report
 
     header, rows = comparison.table()
     out = sys.stderr if machine_readable else sys.stdout

@@ -74,7 +74,7 @@ def line_of(topics: Sequence[str], quick: bool, folder: Path = HERE) -> dict[str
     """What is appended: when, where, with what, and every topic's figures."""
     import torch
 
-    from nesskit.records import describe_environment
+    from nesskit.runs.environment import describe_environment
 
     found = {}
     for topic in topics:

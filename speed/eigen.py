@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nesskit.spectrum import Spectrum
+from nesskit.spectra.spectrum import Spectrum
 
 ALEXNET = (48, 576, 512, 1024, 2048)
 

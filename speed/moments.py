@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from nesskit import FrobeniusThreshold, Moment, NuclearThreshold, collect_moments, load_stream
+from nesskit.adaptation.capture import evaluating, layer_inputs, named_layers
+from nesskit.adaptation.patches import patch_moment
 from nesskit.analysis.inputs import recorded
-from nesskit.capture import evaluating, layer_inputs, named_layers
 from nesskit.errors import DataError
 from nesskit.networks import AlexNet, ResNet18
-from nesskit.patches import patch_moment
-from nesskit.spectrum import Spectrum
+from nesskit.spectra.spectrum import Spectrum
 
 TASKS = 10
 BATCH = 256  # as NESS takes them

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from nesskit import NESS, FrobeniusThreshold, Moment, NESSSettings, TrainingSettings, build_model, collect_moments, fit
-from nesskit.events import Event, TaskFinished
+from nesskit.adaptation.patches import BUFFER_VALUES
 from nesskit.networks import MLP
-from nesskit.patches import BUFFER_VALUES
 from nesskit.plots import BLUE, GREEN, ORANGE, VERMILLION, style
 from nesskit.plots.drawing import tidy
-from nesskit.records import RunFolder
+from nesskit.runs.events import Event, TaskFinished
+from nesskit.runs.folder import RunFolder
 from nesskit.streams.digits import permuted_digits
-from nesskit.training import Trainer
+from nesskit.training.trainer import Trainer
 
 ROWS = 256  # of one moment update
 WIDTHS = (64, 128, 256, 512, 1024, 2048)

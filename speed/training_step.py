@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nesskit import NESS, Examples, NESSSettings, Task, TaskModel, TrainingSettings
-from nesskit.filters import HardFilter, Probe
 from nesskit.methods import Method
 from nesskit.networks import MLP, AlexNet, ResNet18
-from nesskit.optim import make_optimizer
-from nesskit.spectrum import Moment, Spectrum
+from nesskit.spectra.filters import HardFilter, Probe
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.spectrum import Spectrum
 from nesskit.streams.batches import Batch, TaskData
+from nesskit.training.optim import make_optimizer
 
 BATCH, CLASSES = 64, 10
 OPTIMIZERS = {

@@ -21,14 +21,16 @@ from unittest import mock
 import torch
 
 import nesskit
-from nesskit import experiments, streams
-from nesskit.benchmarks import configure
+from nesskit import streams
 from nesskit.errors import DataError
+from nesskit.experiments import running
+from nesskit.experiments.configure import configure
 from nesskit.methods import ness
-from nesskit.records import RunFolder
-from nesskit.spectrum import Spectrum
+from nesskit.runs.folder import RunFolder
+from nesskit.spectra.spectrum import Spectrum
 from nesskit.streams.batches import TaskData
-from nesskit.training import Limits, Trainer
+from nesskit.training.limits import Limits
+from nesskit.training.trainer import Trainer
 
 # What is timed, by part: (owner, name of the function)
 PARTS = {
@@ -92,7 +94,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     try:
         settings = configure("split-cifar100", preset="paper-sgdm", memory="moments", epochs=epochs)
         with tempfile.TemporaryDirectory() as folder, parts_timed() as watch:
-            run = experiments.execute(settings, folder, "cpu", Limits(tasks=tasks), ())
+            run = running.execute(settings, folder, "cpu", Limits(tasks=tasks), ())
     except DataError:
         print("a whole run: left out, CIFAR-100 is not here (nesskit data fetch, or a mirror)")
         return {}

@@ -24,11 +24,12 @@ from pathlib import Path
 from reporting import DIGITS, accuracy, differences, print_table, transfer
 
 import nesskit
-from nesskit import FrobeniusThreshold, InterferenceBudget, NuclearThreshold, metrics
-from nesskit.filters import Filter
-from nesskit.records import Run
-from nesskit.sweeps import Sweep, SweepPoint, parse_grid
-from nesskit.training import Limits
+from nesskit import FrobeniusThreshold, InterferenceBudget, NuclearThreshold
+from nesskit.runs import metrics
+from nesskit.runs.record import Run
+from nesskit.runs.sweep import Sweep, SweepPoint, parse_grid
+from nesskit.spectra.filters import Filter
+from nesskit.training.limits import Limits
 
 CHOICE_SEEDS = (1, 2, 3)
 REPORT_SEEDS = {"seeds 4 to 8": (4, 5, 6, 7, 8), "seeds 9 to 13": (9, 10, 11, 12, 13)}

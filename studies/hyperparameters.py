@@ -2,8 +2,8 @@
 
 Seeds 1 to 3, 20 % of the training examples set aside. Taken is the value with the highest mean accuracy among those
 that forget at most one point (half a point on split-digits, where there is less to forget); where every value forgets
-more, the one with the highest accuracy. The presets in ``nesskit/benchmarks.py`` are to have these values. Prints
-Markdown; runs that lie in the folder of runs already are not done again.
+more, the one with the highest accuracy. The presets in ``nesskit/experiments/benchmarks.py`` are to have these values.
+Prints Markdown; runs that lie in the folder of runs already are not done again.
 
     python studies/hyperparameters.py            # about 400 runs of 1 to 15 s
 """
@@ -18,9 +18,10 @@ from typing import Any
 from reporting import ALLOWED_FORGETTING, DIGITS, choose, print_table
 
 import nesskit
-from nesskit import FrobeniusThreshold, SoftFilter, metrics
-from nesskit.comparison import Estimate
+from nesskit import FrobeniusThreshold, SoftFilter
 from nesskit.errors import TrainingError
+from nesskit.runs import metrics
+from nesskit.runs.comparison import Estimate
 
 SEEDS = (1, 2, 3)
 VALIDATION_SHARE = 0.2

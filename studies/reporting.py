@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from nesskit.comparison import Estimate
-from nesskit.records import Run
+from nesskit.runs.comparison import Estimate
+from nesskit.runs.record import Run
 
 DIGITS = ("permuted-digits", "split-digits", "rotated-digits")
 ALLOWED_FORGETTING = {"permuted-digits": 1.0, "split-digits": 0.5, "rotated-digits": 1.0}  # in points

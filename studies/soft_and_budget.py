@@ -23,11 +23,11 @@ from reporting import ALLOWED_FORGETTING, DIGITS, accuracy, choose, differences,
 
 import nesskit
 from nesskit import FrobeniusThreshold, InterferenceBudget, SoftFilter
-from nesskit.filters import Filter
 from nesskit.plots import style
 from nesskit.plots.spectra import RULE_LOOKS
-from nesskit.records import Run
-from nesskit.sweeps import Sweep, parse_grid
+from nesskit.runs.record import Run
+from nesskit.runs.sweep import Sweep, parse_grid
+from nesskit.spectra.filters import Filter
 
 CHOICE_SEEDS, REPORT_SEEDS = (1, 2, 3), (4, 5, 6, 7, 8)
 HARD, SOFT, BUDGET = "hard ε₁", "ness-soft", "ness-budget"

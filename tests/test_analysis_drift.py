@@ -9,8 +9,8 @@ from torch import nn
 
 from nesskit import adapt, collect_inputs, collect_moments, feature_drift, output_drift
 from nesskit.errors import AdaptationError, NesskitError, SpectrumError
-from nesskit.filters import FixedRank, FrobeniusThreshold
-from nesskit.spectrum import Moment
+from nesskit.spectra.filters import FixedRank, FrobeniusThreshold
+from nesskit.spectra.moment import Moment
 
 
 def network():

@@ -16,8 +16,10 @@ from nesskit import (
     measured_interference,
 )
 from nesskit.errors import NesskitError, SpectrumError
-from nesskit.filters import SoftFilter
-from nesskit.spectrum import LayerProfile, Moment, Spectrum, layer_profile
+from nesskit.spectra.filters import SoftFilter
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import LayerProfile, layer_profile
+from nesskit.spectra.spectrum import Spectrum
 
 
 def moment_of(x):

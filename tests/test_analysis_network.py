@@ -8,7 +8,7 @@ import torch
 
 from nesskit import NetworkCurves, capacity, profile_layers, profiles_by_task
 from nesskit.errors import NesskitError, SpectrumError
-from nesskit.filters import (
+from nesskit.spectra.filters import (
     EnergyThreshold,
     FixedRank,
     FrobeniusThreshold,
@@ -18,7 +18,8 @@ from nesskit.filters import (
     RelativeThreshold,
     SoftFilter,
 )
-from nesskit.spectrum import LayerProfile, Moment, layer_profile
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import LayerProfile, layer_profile
 
 SIZES = {"conv1": (8, 27), "fc1": (16, 12), "fc2": (4, 16)}
 

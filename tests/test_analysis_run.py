@@ -28,10 +28,11 @@ from nesskit import (
     stability_bound,
     stability_of_profile,
 )
-from nesskit.events import EpochFinished, TaskFinished
-from nesskit.layers import adapted_layers
-from nesskit.records import RunFolder
-from nesskit.spectrum import Spectrum, layer_profile
+from nesskit.adaptation.adapt import adapted_layers
+from nesskit.runs.events import EpochFinished, TaskFinished
+from nesskit.runs.folder import RunFolder
+from nesskit.spectra.profile import layer_profile
+from nesskit.spectra.spectrum import Spectrum
 
 RULE = FrobeniusThreshold(0.02)
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from nesskit import stability_bound, stability_of_profile
 from nesskit.errors import SpectrumError
-from nesskit.filters import FixedRank, FrobeniusThreshold, NuclearThreshold
-from nesskit.spectrum import LayerProfile, Moment, layer_profile
+from nesskit.spectra.filters import FixedRank, FrobeniusThreshold, NuclearThreshold
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import LayerProfile, layer_profile
 
 
 def moment_of(x):

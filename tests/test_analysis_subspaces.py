@@ -8,8 +8,10 @@ import torch
 from nesskit import effective_rank, null_space_history, spectrum_decay, stable_rank, subspace_overlap
 from nesskit.analysis import principal_angles
 from nesskit.errors import NesskitError, SettingsError, SpectrumError
-from nesskit.filters import FixedRank, FrobeniusThreshold
-from nesskit.spectrum import LayerProfile, Moment, Spectrum
+from nesskit.spectra.filters import FixedRank, FrobeniusThreshold
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import LayerProfile
+from nesskit.spectra.spectrum import Spectrum
 
 
 def moment_of(x):

@@ -3,9 +3,9 @@
 import pytest
 
 from nesskit import BENCHMARKS, FrobeniusThreshold, NuclearThreshold, configure
-from nesskit.benchmarks import is_reduced, remarks
 from nesskit.errors import SettingsError, UnknownNameError
-from nesskit.records import EpochRecord, Run
+from nesskit.experiments.remarks import is_reduced, remarks
+from nesskit.runs.record import EpochRecord, Run
 from nesskit.settings import RunSettings
 
 # epochs, lr SGDm, lr SAM, decay, lr factor, patience, minimum, ε₁, validation share

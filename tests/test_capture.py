@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from nesskit import patches
-from nesskit.capture import collect_moments, layer_inputs
+from nesskit.adaptation import patches
+from nesskit.adaptation.capture import collect_moments, layer_inputs
 from nesskit.errors import AdaptationError, SpectrumError
-from nesskit.spectrum import Moment
+from nesskit.spectra.moment import Moment
 
 
 def all_rows(layer, x, augment=False):

@@ -45,7 +45,7 @@ def test_help_names_every_command():
 
 def test_help_of_run_shows_the_settings_of_that_benchmark_and_method():
     text = unwrapped(nesskit("run", "split-digits", "--method", "ness", "--help").stdout)
-    from nesskit.benchmarks import configure
+    from nesskit.experiments.configure import configure
 
     assert f"(default: {configure('split-digits').options.filter})" in text
     assert "--filter" not in nesskit("run", "split-digits", "--method", "finetune", "--help").stdout

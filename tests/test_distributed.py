@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nesskit import build_model, collect_moments, load_stream
-from nesskit.spectrum import Moment
+from nesskit.spectra.moment import Moment
 
 RANK = """
 import sys

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from nesskit.layers import NESSConv2d, NESSLinear
-from nesskit.optim import SAM
+from nesskit.adaptation.layers import NESSConv2d, NESSLinear
+from nesskit.training.optim import SAM
 
 STEPS = 20
 LAYERS = {  # d = 8 inputs each; the input and the output that a batch of them has

@@ -12,11 +12,11 @@ import pandas
 import pytest
 
 import nesskit
-from nesskit.benchmarks import configure
-from nesskit.comparison import Comparison
 from nesskit.errors import NesskitError, SettingsError
-from nesskit.executors import open_executor
-from nesskit.experiments import execute_all
+from nesskit.experiments.configure import configure
+from nesskit.experiments.executors import open_executor
+from nesskit.experiments.running import execute_all
+from nesskit.runs.comparison import Comparison
 from nesskit.settings import METHOD_SETTINGS
 
 SHORT = {"epochs": 2, "network_widths": (16,)}

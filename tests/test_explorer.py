@@ -26,8 +26,8 @@ from nesskit.analysis.spectra import OwnCoordinates
 from nesskit.methods import NESS
 from nesskit.settings import NESSSettings, TrainingSettings
 from nesskit.widgets import ThresholdExplorer
-from nesskit.widgets.explorer_state import State, on_step
-from nesskit.widgets.explorer_training import accuracy_table
+from nesskit.widgets.explorer.state import State, on_step
+from nesskit.widgets.explorer.training import accuracy_table
 
 SHORT = {"epochs": 2, "network_widths": (16, 12)}
 

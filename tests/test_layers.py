@@ -7,10 +7,11 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, prune
 
-from nesskit.capture import collect_moments
+from nesskit.adaptation.adapt import adapt, adaptable_layers, adapted_layers, merge
+from nesskit.adaptation.capture import collect_moments
+from nesskit.adaptation.layers import NESSConv2d, NESSLinear
 from nesskit.errors import AdaptationError
-from nesskit.filters import RelativeThreshold
-from nesskit.layers import NESSConv2d, NESSLinear, adapt, adaptable_layers, adapted_layers, merge
+from nesskit.spectra.filters import RelativeThreshold
 
 EXACTLY_NULL = RelativeThreshold(1e-6)
 

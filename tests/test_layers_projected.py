@@ -21,22 +21,14 @@ from nesskit import (
     collect_moments,
     fit,
     load_stream,
-    projected,
 )
+from nesskit.adaptation import projected
+from nesskit.adaptation.adapt import adapt, adaptable_layers, adapted_layers, merge
+from nesskit.adaptation.layers import NESSConv2d, NESSLinear, ProjectedConv2d, ProjectedLinear
 from nesskit.errors import AdaptationError
-from nesskit.events import EpochFinished, TaskFinished
-from nesskit.layers import (
-    NESSConv2d,
-    NESSLinear,
-    ProjectedConv2d,
-    ProjectedLinear,
-    adapt,
-    adaptable_layers,
-    adapted_layers,
-    merge,
-)
 from nesskit.methods.base import Method
-from nesskit.optim import SAM
+from nesskit.runs.events import EpochFinished, TaskFinished
+from nesskit.training.optim import SAM
 
 STEPS = 200
 

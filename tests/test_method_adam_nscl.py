@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from nesskit.errors import SettingsError
-from nesskit.filters import FrobeniusThreshold
 from nesskit.methods import AdamNSCL, Method
 from nesskit.networks import MLP, TaskModel
 from nesskit.settings import AdamNSCLSettings
-from nesskit.spectrum import Moment
+from nesskit.spectra.filters import FrobeniusThreshold
+from nesskit.spectra.moment import Moment
 from nesskit.streams.batches import Batch
 
 rng = torch.Generator().manual_seed(0)

@@ -8,9 +8,9 @@ from nesskit import TrainingSettings, build_model, fit, load_stream
 from nesskit.errors import SettingsError, SpectrumError
 from nesskit.methods import GPM
 from nesskit.methods.subspace import protected_weights
-from nesskit.projections import grow_basis, outside, project_onto, project_out
 from nesskit.settings import GPMSettings
-from nesskit.spectrum import Moment
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.projections import grow_basis, outside, project_onto, project_out
 
 RNG = np.random.default_rng(0)
 

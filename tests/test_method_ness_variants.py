@@ -8,9 +8,9 @@ import torch
 from nesskit import InterferenceBudget, Probe, SoftFilter, TrainingSettings, build_model, collect_moments, load_stream
 from nesskit.methods import make_method
 from nesskit.methods.ness import weight_matrix
-from nesskit.optim import make_optimizer
 from nesskit.settings import NESSBudgetSettings, NESSSoftSettings, NetworkSettings
 from nesskit.streams.batches import TaskData
+from nesskit.training.optim import make_optimizer
 
 LR = 0.1
 

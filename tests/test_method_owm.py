@@ -6,9 +6,9 @@ from torch import nn
 
 from nesskit import TrainingSettings, build_model, collect_inputs, load_stream
 from nesskit.methods.owm import OWM, batch_means, update_projector
-from nesskit.optim import make_optimizer
 from nesskit.settings import NetworkSettings, OWMSettings
 from nesskit.streams.batches import TaskData
+from nesskit.training.optim import make_optimizer
 
 
 def real_inputs(count=40):

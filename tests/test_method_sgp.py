@@ -10,7 +10,7 @@ from nesskit.methods import GPM, SGP
 from nesskit.methods.sgp import importance
 from nesskit.networks import MLP, TaskModel
 from nesskit.settings import GPMSettings, SGPSettings
-from nesskit.spectrum import Moment
+from nesskit.spectra.moment import Moment
 from nesskit.streams.batches import Batch
 
 

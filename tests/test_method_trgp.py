@@ -9,7 +9,7 @@ from nesskit.errors import SettingsError
 from nesskit.methods import GPM, TRGP
 from nesskit.methods.trgp import leading_columns
 from nesskit.settings import GPMSettings, TRGPSettings
-from nesskit.spectrum import Moment
+from nesskit.spectra.moment import Moment
 from nesskit.streams.batches import TaskData
 
 STREAM = load_stream("split-digits", seed=0).first(3)

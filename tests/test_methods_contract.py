@@ -10,8 +10,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from nesskit import Limits, NetworkSettings, TrainingSettings, build_model, collect_inputs, fit, load_stream
 from nesskit.errors import NesskitError
-from nesskit.events import EpochFinished, TaskFinished
 from nesskit.methods import METHODS, make_method
+from nesskit.runs.events import EpochFinished, TaskFinished
 from nesskit.settings import METHOD_SETTINGS
 from nesskit.streams.base import Examples, Task, TaskStream
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from nesskit import metrics
 from nesskit.errors import NesskitError
+from nesskit.runs import metrics
 
 NAN = float("nan")
 THREE = [

@@ -14,8 +14,8 @@ import pytest
 from matplotlib.image import imread
 
 from nesskit import Limits, TrainingSettings, build_model, configure, fit, forgetting, load_run, load_stream, run
-from nesskit.events import EpochFinished, RunStarted, RunStopped, TaskFinished, TaskStarted
-from nesskit.records import RunFolder
+from nesskit.runs.events import EpochFinished, RunStarted, RunStopped, TaskFinished, TaskStarted
+from nesskit.runs.folder import RunFolder
 from nesskit.widgets.monitor import RunMonitor, forgotten_so_far, is_worked_on, time_left
 from nesskit.widgets.process import RunProcess
 

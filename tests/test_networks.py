@@ -18,7 +18,7 @@ from nesskit import (
     collect_moments,
     fit,
 )
-from nesskit.events import TaskFinished
+from nesskit.runs.events import TaskFinished
 
 
 def images(count, size=32, classes=3, seed=0):

@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
-from nesskit.optim import SAM, make_optimizer
 from nesskit.settings import TrainingSettings
+from nesskit.training.optim import SAM, make_optimizer
 
 CURVATURE = torch.diag(torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64))
 START = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nesskit import patches
-from nesskit.capture import layer_inputs
-from nesskit.patches import patch_moment
-from nesskit.spectrum import Moment
+from nesskit.adaptation import patches
+from nesskit.adaptation.capture import layer_inputs
+from nesskit.adaptation.patches import patch_moment
+from nesskit.spectra.moment import Moment
 
 
 def plain_moment(layer, x, augment=False):

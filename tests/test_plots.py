@@ -11,8 +11,8 @@ from matplotlib.colors import to_rgb
 
 from nesskit import plots
 from nesskit.errors import NesskitError
-from nesskit.records import EpochRecord, Run
-from nesskit.spectrum import LayerProfile
+from nesskit.runs.record import EpochRecord, Run
+from nesskit.spectra.profile import LayerProfile
 
 nan = np.nan
 MATRIX = np.array([[90.0, nan, nan], [91.5, 80.0, nan], [60.25, 80.0, 70.0]])

@@ -19,8 +19,10 @@ from nesskit.analysis import (
     stability_of_profile,
 )
 from nesskit.errors import NesskitError, SpectrumError
-from nesskit.filters import FixedRank, FrobeniusThreshold, InterferenceBudget, NuclearThreshold
-from nesskit.spectrum import LayerProfile, Moment, Spectrum, layer_profile
+from nesskit.spectra.filters import FixedRank, FrobeniusThreshold, InterferenceBudget, NuclearThreshold
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import LayerProfile, layer_profile
+from nesskit.spectra.spectrum import Spectrum
 
 SIGMA = np.array([8.0, 4.0, 2.0, 1.0, 0.0])
 

@@ -6,7 +6,7 @@ import pytest
 
 from nesskit.errors import NesskitError
 from nesskit.plots import plot_costs, plot_tradeoff
-from nesskit.records import Run
+from nesskit.runs.record import Run
 
 nan = np.nan
 ONE = np.array([[90.0, nan], [80.0, 70.0]])  # ACC 75, BWT -10

@@ -5,7 +5,7 @@ import pytest
 
 from nesskit import plots
 from nesskit.errors import NesskitError
-from nesskit.tables import published
+from nesskit.report.results_table import published
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from nesskit.events import EpochFinished, RunStarted, RunStopped, TaskFinished, TaskStarted
-from nesskit.progress import PlainLines, Plan, ProgressBar
+from nesskit.runs.events import EpochFinished, RunStarted, RunStopped, TaskFinished, TaskStarted
+from nesskit.runs.progress import PlainLines, Plan, ProgressBar
 
 
 def epoch(task, number):
@@ -45,7 +45,7 @@ def test_joint_training_has_one_stage():
 @pytest.mark.parametrize(("elapsed", "text"), [(600.0, ", about 20 min left"), (3.0, "")])
 def test_time_left_is_that_of_the_epochs_to_come(monkeypatch, elapsed, text):
     now = [100.0]
-    monkeypatch.setattr("nesskit.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("nesskit.runs.progress.time.monotonic", lambda: now[0])
     plan = Plan(RunStarted("new", 3, 0, 0, None))
     plan.follow(TaskStarted(0, "a", 10))
     plan.follow(done(0))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nesskit.comparison import Comparison, size_text
 from nesskit.plots import display_name
-from nesskit.results import load_results
+from nesskit.runs.comparison import Comparison, size_text
+from nesskit.runs.results import load_results
 from nesskit.settings import METHOD_SETTINGS
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,8 @@ import pytest
 
 from nesskit import Run, fit, load_run, load_stream, run
 from nesskit.errors import RunFolderError
-from nesskit.records import RunFolder, current_commit
+from nesskit.runs.environment import current_commit
+from nesskit.runs.folder import RunFolder
 
 SETTINGS = {"method": "ness", "epochs": 4, "network_widths": (32, 24)}
 PROGRAM = """
@@ -23,7 +24,7 @@ nesskit.run("split-digits", runs=sys.argv[1], progress=False, limits=nesskit.Lim
 
 HOLDER = """
 import sys, time
-from nesskit.records import RunFolder
+from nesskit.runs.folder import RunFolder
 with RunFolder(sys.argv[1]).locked():
     print("in", flush=True)
     time.sleep(60)
@@ -99,8 +100,8 @@ def test_a_killed_run_goes_on_to_the_same_matrix(finished, tmp_path, delay):
 
 def test_a_run_is_called_finished_only_when_it_is(tmp_path):
     """What is on disk at every event: a run that is killed after a task must not pass for a whole one."""
-    from nesskit.events import TaskFinished
-    from nesskit.experiments import configure, execute
+    from nesskit.experiments.running import configure, execute
+    from nesskit.runs.events import TaskFinished
 
     seen = []
 

@@ -7,12 +7,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from nesskit.benchmarks import configure
-from nesskit.comparison import Comparison
 from nesskit.errors import NesskitError
-from nesskit.records import EpochRecord, Run
-from nesskit.report import remarks, report_figure, save_picture, write_report
-from nesskit.spectrum import LayerProfile
+from nesskit.experiments.configure import configure
+from nesskit.experiments.remarks import remarks
+from nesskit.report.page import write_report
+from nesskit.report.picture import report_figure, save_picture
+from nesskit.runs.comparison import Comparison
+from nesskit.runs.record import EpochRecord, Run
+from nesskit.spectra.profile import LayerProfile
 
 nan = np.nan
 FINETUNE = np.array([[90.0, nan, nan], [70.0, 88.0, nan], [60.25, 71.5, 92.0]])

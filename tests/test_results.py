@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from nesskit import configure, run
-from nesskit.benchmarks import BENCHMARKS
 from nesskit.cli import main
 from nesskit.errors import NesskitError, RunFolderError
-from nesskit.records import EpochRecord, Run
-from nesskit.results import check_record, load_results, record_run, results_folder
-from nesskit.tables import published, result_table
+from nesskit.experiments.benchmarks import BENCHMARKS
+from nesskit.report.results_table import published, result_table
+from nesskit.runs.record import EpochRecord, Run
+from nesskit.runs.results import check_record, load_results, record_run, results_folder
 
 ENVIRONMENT = {"torch": "2.13.0", "device": "cuda (some GPU)", "threads": 2, "commit": "0123456789ab"}
 
@@ -133,7 +133,8 @@ def test_every_result_of_the_project_has_its_provenance(benchmark):
 
 
 def test_results_beside_an_installed_library_are_found_from_below(tmp_path, monkeypatch):
-    monkeypatch.setattr("nesskit.results.__file__", str(tmp_path / "site-packages" / "nesskit" / "results.py"))
+    installed = tmp_path / "site-packages" / "nesskit" / "runs" / "results.py"
+    monkeypatch.setattr("nesskit.runs.results.__file__", str(installed))
     level = tmp_path / "student" / "1_foundations"
     level.mkdir(parents=True)
     monkeypatch.chdir(level)

@@ -14,8 +14,8 @@ from matplotlib.image import imread
 
 from nesskit import configure, load_run, run
 from nesskit.errors import UnknownNameError
-from nesskit.experiments import run_folder
-from nesskit.results import record_run
+from nesskit.experiments.running import run_folder
+from nesskit.runs.results import record_run
 from nesskit.settings import METHOD_SETTINGS
 from nesskit.widgets import RunPanel
 from nesskit.widgets.process import RunProcess

@@ -19,9 +19,9 @@ from nesskit import (
     build_model,
     fit,
 )
-from nesskit.events import TaskFinished
-from nesskit.records import pack_profiles, unpack_profiles
-from nesskit.spectrum import LayerProfile
+from nesskit.runs.events import TaskFinished
+from nesskit.runs.profile_file import pack_profiles, unpack_profiles
+from nesskit.spectra.profile import LayerProfile
 from nesskit.streams.digits import permuted_digits
 
 TASKS = 100

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from nesskit.errors import NesskitError, SettingsError, UnknownNameError
-from nesskit.filters import Filter, InterferenceBudget, NuclearThreshold, SoftFilter
 from nesskit.settings import (
     METHOD_SETTINGS,
     MethodSettings,
@@ -20,6 +19,7 @@ from nesskit.settings import (
     from_dict,
     to_dict,
 )
+from nesskit.spectra.filters import Filter, InterferenceBudget, NuclearThreshold, SoftFilter
 
 RUN = RunSettings(
     benchmark="permuted-digits",
@@ -201,5 +201,5 @@ def test_bad_filters_in_plain_values_are_explained():
 
 
 def test_settings_and_filters_are_imported_without_torch():
-    code = "import sys, nesskit, nesskit.settings, nesskit.filters; sys.exit('torch' in sys.modules)"
+    code = "import sys, nesskit, nesskit.settings, nesskit.spectra.filters; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

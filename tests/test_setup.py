@@ -62,7 +62,8 @@ HEAVY = ("torch", "numpy", "matplotlib", "sklearn", "scipy", "IPython", "ipywidg
 
 
 @pytest.mark.parametrize(
-    "module", ["nesskit", "nesskit.settings", "nesskit.filters", "nesskit.benchmarks", "nesskit.cli"]
+    "module",
+    ["nesskit", "nesskit.settings", "nesskit.spectra.filters", "nesskit.experiments.benchmarks", "nesskit.cli"],
 )
 def test_importing_loads_no_torch(module):
     loaded = in_new_process(f"import sys, {module}; print(*[m for m in {HEAVY} if m in sys.modules])").split()

@@ -4,9 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nesskit.adaptation.layers import NESSLinear
 from nesskit.errors import SpectrumError
-from nesskit.layers import NESSLinear
-from nesskit.spectrum import Moment, Spectrum, layer_profile
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import layer_profile
+from nesskit.spectra.spectrum import Spectrum
 
 DISTINCT = [20.0, 9.0, 5.0, 1.0, 0.3, 0.02]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nesskit.spectrum import Spectrum
+from nesskit.spectra.spectrum import Spectrum
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ from nesskit import (
     fit,
     load_stream,
 )
-from nesskit.benchmarks import configure
 from nesskit.errors import AdaptationError, DataError, SpectrumError
-from nesskit.spectrum import Spectrum
+from nesskit.experiments.configure import configure
+from nesskit.spectra.spectrum import Spectrum
 from nesskit.widgets.subspace import (
     SIZES,
     SubspaceViewer,

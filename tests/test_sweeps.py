@@ -7,11 +7,11 @@ import pytest
 from matplotlib.image import imread
 
 from nesskit.cli import main
-from nesskit.comparison import Estimate
 from nesskit.errors import NesskitError
 from nesskit.plots.sweeps import describe_sweep, plot_sweep, save_sweep
-from nesskit.records import Run
-from nesskit.sweeps import Sweep, SweepPoint
+from nesskit.runs.comparison import Estimate
+from nesskit.runs.record import Run
+from nesskit.runs.sweep import Sweep, SweepPoint
 
 nan = np.nan
 ACCURACIES = {"nuclear:0.01": [80.0, 82.0], "nuclear:0.001": [90.0, 94.0], "nuclear:0.1": [70.0, 70.0]}

@@ -31,10 +31,10 @@ from nesskit import (
     load_stream,
 )
 from nesskit.errors import RunFolderError, SpectrumError, TrainingError
-from nesskit.events import EpochFinished, RunStarted, TaskFinished
 from nesskit.methods.ness import NullSpaceWarning, cap_spectral_norm_
+from nesskit.runs.events import EpochFinished, RunStarted, TaskFinished
 from nesskit.streams.batches import TaskData
-from nesskit.training import Schedule
+from nesskit.training.schedule import Schedule
 
 SHORT = TrainingSettings(epochs=2)
 SMALL = NetworkSettings(widths=(32, 24))

@@ -11,10 +11,10 @@ import pytest
 import nesskit
 from nesskit import configure, load_stream
 from nesskit.errors import SettingsError, UserFileError
-from nesskit.experiments import execute, run_folder
-from nesskit.filters import parse_filter
+from nesskit.experiments.running import execute, run_folder
 from nesskit.methods import make_method
 from nesskit.settings import RunSettings
+from nesskit.spectra.filters import parse_filter
 from nesskit.userfiles import checksum, parse_reference
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nesskit.errors import NesskitError, SpectrumError
-from nesskit.spectrum import LayerProfile, Moment, Spectrum
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import LayerProfile
+from nesskit.spectra.spectrum import Spectrum
 
 Array = NDArray[np.float64]
 Matrix = Tensor | np.ndarray  # (d_out, d), or any weight with the outputs first, such as a convolution's

@@ -17,8 +17,9 @@ from nesskit.analysis.checks import Array, check_profiles, ratio
 from nesskit.analysis.interference import Frontier, InterferenceCurve, interference_of_profile
 from nesskit.analysis.spectra import OwnCoordinates
 from nesskit.errors import NesskitError
-from nesskit.filters import Filter, HardFilter, Probe, Threshold
-from nesskit.spectrum import LayerProfile, Spectrum
+from nesskit.spectra.filters import Filter, HardFilter, Probe, Threshold
+from nesskit.spectra.profile import LayerProfile
+from nesskit.spectra.spectrum import Spectrum
 
 
 @dataclass(frozen=True)

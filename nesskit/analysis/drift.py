@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from nesskit.adaptation.adapt import adapted_layers
+from nesskit.adaptation.capture import call, evaluating, named_layers
 from nesskit.analysis.checks import check_same_layers, ratio
 from nesskit.analysis.inputs import recorded
-from nesskit.capture import call, evaluating, named_layers
 from nesskit.errors import AdaptationError, NesskitError
-from nesskit.layers import adapted_layers
-from nesskit.spectrum import float64_device
+from nesskit.spectra.precision import float64_device
 
 Layer = nn.Linear | nn.Conv2d
 

@@ -13,8 +13,8 @@ import torch
 
 from nesskit.analysis.checks import as_spectrum, check_same_layers, ratio
 from nesskit.errors import SpectrumError
-from nesskit.filters import HardFilter
-from nesskit.spectrum import Moment
+from nesskit.spectra.filters import HardFilter
+from nesskit.spectra.moment import Moment
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nesskit.capture import call, evaluating, layer_inputs, named_layers
+from nesskit.adaptation.capture import call, evaluating, layer_inputs, named_layers
 from nesskit.errors import SpectrumError
 
 

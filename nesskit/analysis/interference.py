@@ -22,7 +22,9 @@ import torch
 
 from nesskit.analysis.checks import Array, Matrix, as_matrix, as_spectrum, check_profiles, check_rank
 from nesskit.errors import SpectrumError
-from nesskit.spectrum import LayerProfile, Moment, Spectrum
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import LayerProfile
+from nesskit.spectra.spectrum import Spectrum
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from nesskit.adaptation.adapt import adaptable_layers
 from nesskit.analysis.checks import Array, Matrix, as_matrix, as_spectrum, check_profiles, check_same_layers
 from nesskit.errors import NesskitError, SpectrumError
-from nesskit.layers import adaptable_layers
-from nesskit.spectrum import LayerProfile, Moment, layer_profile
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import LayerProfile, layer_profile
 
 
 def profile_layers(

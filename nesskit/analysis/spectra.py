@@ -12,7 +12,9 @@ from torch import Tensor
 
 from nesskit.analysis.checks import Array, as_singular_values
 from nesskit.errors import SettingsError
-from nesskit.spectrum import LayerProfile, Moment, Spectrum
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import LayerProfile
+from nesskit.spectra.spectrum import Spectrum
 
 Source = Spectrum | Moment | LayerProfile | Sequence[float] | Array  # anything with singular values, or themselves
 

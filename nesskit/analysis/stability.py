@@ -19,8 +19,10 @@ from torch import Tensor
 
 from nesskit.analysis.checks import Inputs, Matrix, as_matrix, as_spectrum, check_profiles, check_rank, ratio
 from nesskit.errors import SpectrumError
-from nesskit.filters import HardFilter, Threshold
-from nesskit.spectrum import LayerProfile, Moment, Spectrum
+from nesskit.spectra.filters import HardFilter, Threshold
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import LayerProfile
+from nesskit.spectra.spectrum import Spectrum
 
 
 @dataclass(frozen=True)

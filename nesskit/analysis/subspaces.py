@@ -16,8 +16,9 @@ from torch import Tensor
 
 from nesskit.analysis.checks import Array, as_spectrum, check_rank, ratio
 from nesskit.errors import NesskitError, SpectrumError
-from nesskit.filters import EnergyThreshold, HardFilter
-from nesskit.spectrum import Moment, Spectrum
+from nesskit.spectra.filters import EnergyThreshold, HardFilter
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.spectrum import Spectrum
 
 
 @dataclass(frozen=True, eq=False)

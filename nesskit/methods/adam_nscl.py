@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nesskit.filters import Probe
 from nesskit.methods.subspace import SubspaceMethod, moments_of, protected_weights
 from nesskit.networks.task_model import TaskModel
-from nesskit.projections import project_onto
 from nesskit.settings import AdamNSCLSettings
-from nesskit.spectrum import Moment
+from nesskit.spectra.filters import Probe
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.projections import project_onto
 from nesskit.streams.batches import Batch, TaskData
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import MethodSettings, TrainingSettings
-from nesskit.spectrum import LayerProfile
+from nesskit.spectra.profile import LayerProfile
 from nesskit.streams.batches import Batch, TaskData
 
 

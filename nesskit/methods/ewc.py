@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 from torch.nn import functional as F  # noqa: N812
 
-from nesskit.capture import evaluating
+from nesskit.adaptation.capture import evaluating
 from nesskit.methods.base import Method
 from nesskit.methods.subspace import keep_running_statistics, sample
 from nesskit.networks.task_model import TaskModel

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from nesskit.methods.subspace import SubspaceMethod, moments_of, protected_weights, sample
 from nesskit.networks.task_model import TaskModel
-from nesskit.projections import grow_basis, project_out
 from nesskit.settings import GPMSettings
-from nesskit.spectrum import Moment
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.projections import grow_basis, project_out
 from nesskit.streams.batches import TaskData
 
 

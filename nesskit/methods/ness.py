@@ -15,15 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nesskit.capture import collect_moments, evaluating
+from nesskit.adaptation.adapt import adapt, adapted_layers, merge
+from nesskit.adaptation.capture import collect_moments, evaluating
+from nesskit.adaptation.layers import NESSLayer, ProjectedConv2d, ProjectedLinear
 from nesskit.errors import SpectrumError
-from nesskit.filters import Probe, Threshold
-from nesskit.layers import NESSLayer, ProjectedConv2d, ProjectedLinear, adapt, adapted_layers, merge
 from nesskit.methods.base import Method
 from nesskit.methods.subspace import BATCH, keep_running_statistics
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import NESSSettings, TrainingSettings
-from nesskit.spectrum import LayerProfile, Moment, Spectrum, layer_profile
+from nesskit.spectra.filters import Probe, Threshold
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.profile import LayerProfile, layer_profile
+from nesskit.spectra.spectrum import Spectrum
 from nesskit.streams.base import Normalisation, normalise
 from nesskit.streams.batches import TaskData
 

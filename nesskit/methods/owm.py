@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nesskit.capture import evaluating, layer_inputs, named_layers
+from nesskit.adaptation.capture import evaluating, layer_inputs, named_layers
 from nesskit.methods.subspace import SubspaceMethod, protected_weights
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import OWMSettings
-from nesskit.spectrum import float64_device
+from nesskit.spectra.precision import float64_device
 from nesskit.streams.base import normalise
 from nesskit.streams.batches import TaskData
 

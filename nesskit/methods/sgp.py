@@ -15,9 +15,9 @@ from torch import Tensor
 
 from nesskit.methods.gpm import GPM
 from nesskit.networks.task_model import TaskModel
-from nesskit.projections import energy_along, project_out
 from nesskit.settings import SGPSettings
-from nesskit.spectrum import Moment
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.projections import energy_along, project_out
 
 
 class SGP(GPM):

@@ -1,8 +1,8 @@
 """What subspace methods share: which weights they protect, what they learn after task 1, and what they look at.
 
 A subspace method is four choices: where directions come from, how their spectrum is filtered, how the result is
-enforced, and what is remembered. A method's file names its four; the parts stand here, in :mod:`nesskit.projections`
-and in :mod:`nesskit.capture`.
+enforced, and what is remembered. A method's file names its four; the parts stand here, in
+:mod:`nesskit.spectra.projections` and in :mod:`nesskit.adaptation.capture`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nesskit.capture import collect_moments
+from nesskit.adaptation.adapt import adaptable_layers
+from nesskit.adaptation.capture import collect_moments
 from nesskit.errors import SpectrumError
-from nesskit.layers import adaptable_layers
 from nesskit.methods.base import Method
 from nesskit.networks.task_model import TaskModel
-from nesskit.spectrum import Moment
+from nesskit.spectra.moment import Moment
 from nesskit.streams.base import normalise
 from nesskit.streams.batches import TaskData
 

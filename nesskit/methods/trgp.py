@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
-from nesskit.capture import evaluating
+from nesskit.adaptation.capture import evaluating
 from nesskit.methods.gpm import GPM
 from nesskit.methods.subspace import protected_weights, sample
 from nesskit.networks.task_model import TaskModel
-from nesskit.projections import energy_along, project_onto
 from nesskit.settings import TRGPSettings
-from nesskit.spectrum import Moment
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.projections import energy_along, project_onto
 from nesskit.streams.batches import Batch, TaskData
 
 Scales = Mapping[tuple[str, int], Tensor]  # (layer, old task) → Q (k, k)

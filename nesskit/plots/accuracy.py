@@ -13,7 +13,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from nesskit import metrics
 from nesskit.errors import NesskitError
 from nesskit.plots.drawing import (
     BLUE,
@@ -37,7 +36,8 @@ from nesskit.plots.drawing import (
     tidy,
 )
 from nesskit.plots.looks import Look, display_name, method_looks
-from nesskit.records import Run
+from nesskit.runs import metrics
+from nesskit.runs.record import Run
 
 Results = Run | Sequence[Run] | ArrayLike  # one run, its repetitions with other seeds, or their accuracy matrices
 

@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from nesskit import metrics
-from nesskit.comparison import size_text
 from nesskit.errors import NesskitError
 from nesskit.plots.accuracy import Results, is_joint, matrices_of
 from nesskit.plots.drawing import INK, MUTED, Array, legend_right, new_axes, plain, style, tidy
 from nesskit.plots.looks import Look, display_name, method_looks
-from nesskit.records import Run
+from nesskit.runs import metrics
+from nesskit.runs.comparison import size_text
+from nesskit.runs.record import Run
 
 POINTS = (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5)  # of backward transfer, where the axis has ticks
 

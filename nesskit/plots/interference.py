@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 
 from nesskit.analysis import Frontier, InterferenceCurve, LayerPoint, NetworkCurves, NetworkPoint, StabilityBound
 from nesskit.errors import NesskitError
-from nesskit.filters import Filter
 from nesskit.plots.drawing import (
     BLUE,
     GREEN,
@@ -29,6 +28,7 @@ from nesskit.plots.drawing import (
     style,
     tidy,
 )
+from nesskit.spectra.filters import Filter
 
 Point = LayerPoint | NetworkPoint
 

@@ -30,7 +30,7 @@ from nesskit.plots.drawing import (
     style,
     tidy,
 )
-from nesskit.spectrum import LayerProfile
+from nesskit.spectra.profile import LayerProfile
 
 
 def plot_free_rank(profiles: Sequence[LayerProfile], ax: Axes | None = None) -> Axes:

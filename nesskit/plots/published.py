@@ -13,7 +13,7 @@ from nesskit.plots.drawing import BLUE, GREY, INK, plain, style, tidy
 
 
 class PublishedLine(Protocol):
-    """What :func:`nesskit.tables.published` gives: a method's mean and standard deviation, in percent."""
+    """What :func:`nesskit.report.results_table.published` gives: a method's mean and standard deviation, in percent."""
 
     @property
     def label(self) -> str:

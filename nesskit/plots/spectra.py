@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from nesskit.analysis import LayerCurve, NullSpaceHistory, SubspaceOverlap, effective_rank
 from nesskit.analysis.checks import as_singular_values, check_profiles
 from nesskit.analysis.spectra import ROUND_OFF, OwnCoordinates, Source
-from nesskit.filters import HardFilter, Threshold
 from nesskit.plots.drawing import (
     BLUE,
     GREEN,
@@ -32,7 +31,8 @@ from nesskit.plots.drawing import (
     style,
     tidy,
 )
-from nesskit.spectrum import LayerProfile
+from nesskit.spectra.filters import HardFilter, Threshold
+from nesskit.spectra.profile import LayerProfile
 
 RULE_LOOKS = {  # name of a filter → colour and line style, the same in every figure
     "frobenius": (BLUE, "-"),

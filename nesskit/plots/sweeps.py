@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from nesskit.comparison import Estimate
 from nesskit.errors import NesskitError
 from nesskit.plots.drawing import GREY, INK, plain, signed, style, tidy
 from nesskit.plots.spectra import RULE_LOOKS
-from nesskit.sweeps import Sweep, SweepPoint
+from nesskit.runs.comparison import Estimate
+from nesskit.runs.sweep import Sweep, SweepPoint
 
 _AXIS_NAMES = {
     "frobenius": r"ε of the Frobenius rule, σ ≤ ε $\Vert I\Vert_F$",

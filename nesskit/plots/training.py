@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from nesskit.plots.drawing import BLUE, GRID, INK, VERMILLION, Array, new_axes, plain_log_scale, style, tidy
-from nesskit.records import EpochRecord
+from nesskit.runs.record import EpochRecord
 
 
 def plot_loss(history: Sequence[EpochRecord], ax: Axes | None = None) -> Axes:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from nesskit.errors import SettingsError, UnknownNameError
-from nesskit.filters import Filter, parse_filter
+from nesskit.spectra.filters import Filter, parse_filter
 
 T = TypeVar("T")
 

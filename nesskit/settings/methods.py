@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from nesskit import userfiles
 from nesskit.errors import SettingsError, UnknownNameError
-from nesskit.filters import Filter, FrobeniusThreshold, HardFilter, InterferenceBudget, SoftFilter
 from nesskit.settings.fields import check_types, require
+from nesskit.spectra.filters import Filter, FrobeniusThreshold, HardFilter, InterferenceBudget, SoftFilter
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nesskit.errors import DataError, UnknownNameError
+from nesskit.streams.names import LOADERS
 
 SUMS = "SHA256SUMS"
 TIMEOUT_SECONDS = 30
@@ -107,8 +108,6 @@ def fetch_stream(stream: str) -> dict[str, Path]:
 
 def locate_stream(stream: str, download: bool = True) -> dict[str, VerifiedFile]:
     """What :func:`fetch_stream` finds, together with the checksums; ``download`` as in :func:`locate`."""
-    from nesskit.streams import LOADERS  # here, because that module imports this one
-
     if stream not in LOADERS:
         raise UnknownNameError("stream", stream, LOADERS)
     return {name: locate(name, download) for name, entry in registry().items() if stream in entry.streams}

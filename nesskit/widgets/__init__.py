@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nesskit.widgets.explorer import ThresholdExplorer
+    from nesskit.widgets.explorer.widget import ThresholdExplorer
     from nesskit.widgets.monitor import RunMonitor
     from nesskit.widgets.run_panel import RunPanel
     from nesskit.widgets.subspace import SubspaceViewer
@@ -18,7 +18,7 @@ _HOME_OF = {
     "RunMonitor": "nesskit.widgets.monitor",
     "RunPanel": "nesskit.widgets.run_panel",
     "SubspaceViewer": "nesskit.widgets.subspace",
-    "ThresholdExplorer": "nesskit.widgets.explorer",
+    "ThresholdExplorer": "nesskit.widgets.explorer.widget",
 }
 
 __all__ = ["RunMonitor", "RunPanel", "SubspaceViewer", "ThresholdExplorer"]

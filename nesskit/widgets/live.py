@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 
 from nesskit.plots import style
-from nesskit.widgets.explorer_canvas import LiveCanvas
+from nesskit.widgets.canvas import LiveCanvas
 
 DPI = 100
 

@@ -15,13 +15,14 @@ import numpy as np
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
-from nesskit import metrics
 from nesskit.errors import NesskitError, RunFolderError, UserFileError
-from nesskit.experiments import run_folder
+from nesskit.experiments.running import run_folder
 from nesskit.methods import METHODS
 from nesskit.plots import BLUE, GRID, INK, MUTED, RED, VERMILLION, cell_colours, contrast, measures_text, style
 from nesskit.plots.drawing import CELL_INK, CELL_LIGHT, cell_font_size, frame_cells, mix, plain_log_scale, tidy
-from nesskit.records import STOP, EpochRecord, Run, RunFolder
+from nesskit.runs import metrics
+from nesskit.runs.folder import STOP, RunFolder
+from nesskit.runs.record import EpochRecord, Run
 from nesskit.settings import RunSettings
 from nesskit.widgets.live import LiveWidget, live_canvas, new_figure, picture_bundle, say, stacked, text_line
 from nesskit.widgets.process import EventFollower, RunProcess

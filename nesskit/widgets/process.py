@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from nesskit.errors import RunFolderError
-from nesskit.experiments import run_folder
-from nesskit.records import RunFolder
+from nesskit.experiments.running import run_folder
+from nesskit.runs.folder import RunFolder
 from nesskit.settings import RunSettings
 
 TRAIN = """
 import json, sys
 from nesskit.errors import NesskitError
-from nesskit.experiments import execute
+from nesskit.experiments.running import execute
 from nesskit.settings import RunSettings
 order = json.loads(sys.stdin.read())
 try:

@@ -11,13 +11,14 @@ from typing import Any
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-from nesskit import metrics
-from nesskit.benchmarks import configure, get_benchmark
-from nesskit.comparison import Estimate
 from nesskit.errors import NesskitError, SettingsError
-from nesskit.experiments import choose_device, run_folder
+from nesskit.experiments.configure import configure, get_benchmark
+from nesskit.experiments.running import choose_device, run_folder
 from nesskit.plots import INK, display_name
-from nesskit.records import Run, load_run
+from nesskit.runs import metrics
+from nesskit.runs.comparison import Estimate
+from nesskit.runs.folder import load_run
+from nesskit.runs.record import Run
 from nesskit.settings import METHOD_SETTINGS, RunSettings
 from nesskit.streams import check_stream
 from nesskit.widgets.live import LiveWidget, new_figure, picture_bundle, say, stacked, text_line

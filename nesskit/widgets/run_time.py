@@ -10,8 +10,9 @@ from statistics import median
 from nesskit.errors import NesskitError
 from nesskit.methods import METHODS
 from nesskit.plots import display_name
-from nesskit.records import Run, RunFolder
-from nesskit.results import load_results
+from nesskit.runs.folder import RunFolder
+from nesskit.runs.record import Run
+from nesskit.runs.results import load_results
 from nesskit.settings import RunSettings, to_dict
 
 ALIKE = ("batch_size", "optimizer", "sam_tasks", "precision")  # training settings that decide how long an epoch takes

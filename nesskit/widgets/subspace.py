@@ -20,14 +20,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nesskit.adaptation.capture import evaluating
 from nesskit.analysis.spectra import ROUND_OFF
-from nesskit.capture import evaluating
 from nesskit.errors import AdaptationError, DataError, SpectrumError
-from nesskit.filters import FrobeniusThreshold, Threshold
 from nesskit.networks import TaskModel
 from nesskit.plots import BLUE, GREY, INK, MUTED, ORANGE, VERMILLION, style
 from nesskit.plots.drawing import tidy
-from nesskit.spectrum import Moment, Spectrum
+from nesskit.spectra.filters import FrobeniusThreshold, Threshold
+from nesskit.spectra.moment import Moment
+from nesskit.spectra.spectrum import Spectrum
 from nesskit.widgets.live import DPI, live_canvas, new_figure, picture_bundle, say, stacked, text_line
 
 Array = NDArray[np.float64]

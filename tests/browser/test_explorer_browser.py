@@ -7,7 +7,7 @@ from pages import is_there, pixels, settle, shades
 
 from nesskit import FrobeniusThreshold, load_run, profiles_by_task
 from nesskit.analysis.spectra import OwnCoordinates
-from nesskit.widgets.explorer_source import find_runs
+from nesskit.widgets.explorer.source import find_runs
 
 SLIDER = ".nk-eps [role=slider]"
 ROWS = ".nk-numbers tbody tr"

@@ -1,0 +1,1 @@
+"""Benchmarks with their presets, and what runs, compares and sweeps them."""

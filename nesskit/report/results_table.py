@@ -1,0 +1,140 @@
+"""Our recorded runs beside the published figures."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nesskit.errors import NesskitError
+from nesskit.experiments.configure import get_benchmark
+from nesskit.experiments.remarks import is_reduced, remarks
+from nesskit.runs.comparison import Estimate, size_text
+from nesskit.runs.record import Run
+
+HEADER = [
+    "method", "ours: ACC / BWT %", "published: ACC / BWT %", "difference, in published std",
+    "seeds", "epochs a task", "seconds", "memory", "device", "commit", "remarks",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published line: mean and standard deviation over five seeds, in percent.
+
+    ``method`` and ``preset`` say which of our runs belong beside it; without a preset, none does yet.
+    """
+
+    label: str
+    method: str
+    accuracy: tuple[float, float]
+    transfer: tuple[float, float]
+    preset: str | None = None
+    note: str = ""
+
+
+def published(benchmark: str) -> list[Published]:
+    """The published results on ``benchmark`` (paper, Table 1); empty where nobody published any."""
+    content = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
+    return [
+        Published(**{**line, "accuracy": tuple(line["accuracy"]), "transfer": tuple(line["transfer"])})
+        for line in content.get(benchmark, [])
+    ]
+
+
+def result_table(benchmark: str, runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: published lines with the runs that belong beside them, then our other runs.
+
+    A difference stands only where the runs are the whole benchmark with the preset's own settings: a reduced or changed
+    run is no reproduction, and its row says in what.
+
+    Seconds are those of a run, memory is what the method keeps between tasks.
+
+    Raises:
+        UnknownNameError: no benchmark of that name.
+        NesskitError: a run belongs to another benchmark.
+    """
+    get_benchmark(benchmark)
+    for run in runs:
+        if run.config["benchmark"] != benchmark:
+            raise NesskitError(f"a run of {run.config['benchmark']} has no place in the table of {benchmark}")
+    groups = _groups(runs)
+    rows, shown = [], set()
+    for line in published(benchmark):
+        beside = [
+            key
+            for key, group in groups.items()
+            if not remarks(group[0])
+            and (group[0].config["method"], group[0].config["preset"]) == (line.method, line.preset)
+        ]
+        shown.update(beside)
+        rows += [_row(groups[key], line) for key in beside] or [_row([], line)]
+    rows += [_row(group, None) for key, group in groups.items() if key not in shown]
+    return HEADER, rows
+
+
+def _groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in nothing but their seed, and are equally complete."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        key = str([{**run.config, "seed": None}, remarks(run)])
+        groups.setdefault(key, []).append(run)
+    return groups
+
+
+def _row(group: Sequence[Run], line: Published | None) -> list[str]:
+    accuracy = Estimate.of([run.average_accuracy for run in group])
+    transfer = Estimate.of([run.backward_transfer for run in group])
+    return [
+        line.label if line else _label(group[0]),
+        f"{accuracy} / {transfer}" if group else "–",
+        f"{_mean_std(line.accuracy)} / {_mean_std(line.transfer)}" if line else "–",
+        _difference(accuracy, transfer, line) if group and line else "–",
+        ", ".join(str(run.config["seed"]) for run in group),
+        _epochs(group),
+        f"{Estimate.of([run.seconds for run in group]).mean:.1f}" if group else "",
+        size_text(Estimate.of([sum(run.memory.values()) for run in group]).mean) if group else "",
+        _common(group, "device"),
+        _common(group, "commit"),
+        "; ".join(_remarks(group, line)),
+    ]
+
+
+def _label(run: Run) -> str:
+    reduced = ", reduced" if is_reduced(run) else ""
+    return f"{run.config['method']} ({run.config['preset']}{reduced})"
+
+
+def _remarks(group: Sequence[Run], line: Published | None) -> list[str]:
+    found = remarks(group[0]) if group else []
+    if found and is_reduced(group[0]):
+        found = ["not a reproduction", *found]
+    return found + ([line.note] if line and line.note else [])
+
+
+def _difference(accuracy: Estimate, transfer: Estimate, line: Published) -> str:
+    def in_std(ours: Estimate, theirs: tuple[float, float]) -> str:
+        mean, std = theirs
+        return f"{(ours.mean - mean) / std:+.1f}" if std else "–"
+
+    return f"{in_std(accuracy, line.accuracy)} / {in_std(transfer, line.transfer)}"
+
+
+def _epochs(group: Sequence[Run]) -> str:
+    """Epochs that the tasks were trained for, and at most could be."""
+    trained = [count for run in group for count in run.epochs_per_task if count]
+    if not trained:
+        return ""
+    most = group[0].config["training"]["epochs"]
+    span = f"{min(trained)}" if min(trained) == max(trained) else f"{min(trained)} to {max(trained)}"
+    return span if span == str(most) else f"{span} (at most {most})"
+
+
+def _common(group: Sequence[Run], key: str) -> str:
+    return ", ".join(sorted({str(run.environment[key]) for run in group}))
+
+
+def _mean_std(values: tuple[Any, Any]) -> str:
+    return f"{values[0]:.2f} ± {values[1]:.2f}"

@@ -1,0 +1,169 @@
+"""A run in memory: what was asked for, what came out of it, and what it depended on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from nesskit.runs import metrics
+from nesskit.spectra.profile import LayerProfile
+
+FORMAT = 2  # of a run folder's files; raised when an older nesskit could not read them
+
+
+INTERRUPTED = "interrupted from the keyboard"  # the reason of such a stop
+
+
+Status = Literal["running", "stopped", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of the history; ``valid_*`` are None without validation data, ``valid_accuracy`` is in percent."""
+
+    task: int
+    epoch: int
+    train_loss: float
+    valid_loss: float | None
+    valid_accuracy: float | None
+    lr: float
+
+
+@dataclass
+class Run:
+    """The result of a run, complete or as far as it got.
+
+    Attributes:
+        accuracy: (T, T) percent; ``accuracy[t, i]`` is task i's test accuracy after task t, NaN where not measured.
+        valid_accuracy: the same on validation data; all NaN without.
+        config: the settings, as plain values.
+        environment: versions, device, threads, commit.
+        data: SHA-256 of every data source.
+        tasks: names of the tasks.
+        history: one record an epoch.
+        profiles: what each task did to each layer (empty for methods that do not measure it).
+        memory: what the method kept at the end, in bytes by name.
+        seconds: time spent training and evaluating, over all processes that worked on the run.
+        status: how it stands; ``status_reason`` says more.
+        folder: where it lies, None if it was never written.
+    """
+
+    accuracy: np.ndarray
+    valid_accuracy: np.ndarray
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    data: dict[str, str]
+    tasks: list[str]
+    history: list[EpochRecord] = field(default_factory=list)
+    profiles: list[LayerProfile] = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    status: Status = "running"
+    status_reason: str = ""
+    folder: Path | None = None
+
+    @classmethod
+    def new(
+        cls, config: Mapping[str, Any], environment: dict[str, Any], data: Mapping[str, str], tasks: list[str]
+    ) -> Run:
+        """A run in which nothing has been measured yet."""
+        empty = np.full((len(tasks), len(tasks)), np.nan)
+        return cls(empty, empty.copy(), dict(config), environment, dict(data), tasks)
+
+    @property
+    def average_accuracy(self) -> float:
+        """ACC in percent."""
+        return metrics.average_accuracy(self.accuracy)
+
+    @property
+    def backward_transfer(self) -> float:
+        """BWT in percent points; NaN for joint training and for a single task."""
+        return metrics.backward_transfer(self.accuracy)
+
+    @property
+    def epochs_per_task(self) -> list[int]:
+        """How many epochs each task was trained for (in joint training all of them count for the last)."""
+        trained = [epoch.task for epoch in self.history]
+        return [trained.count(task) for task in range(len(self.tasks))]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every task of the stream was learned."""
+        return self.status == "finished"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody stopped it from the keyboard."""
+        return self.status == "stopped" and self.status_reason == INTERRUPTED
+
+    @property
+    def tasks_done(self) -> int:
+        """How many tasks have been learned."""
+        return len(metrics.final_accuracy(self.accuracy))
+
+    def summary(self) -> dict[str, Any]:
+        """The result in one JSON object: ACC, BWT, accuracy matrix, seconds, folder (null where there is none)."""
+        return {
+            "average_accuracy": null_nan(self.average_accuracy),
+            "backward_transfer": null_nan(self.backward_transfer),
+            "accuracy": null_nan(self.accuracy.tolist()),
+            "seconds": round(self.seconds, 3),
+            "run_dir": None if self.folder is None else str(self.folder),
+            "status": self.status,
+        }
+
+    def results(self) -> dict[str, Any]:
+        """What training produced, as plain values (without profiles)."""
+        return {
+            "accuracy": null_nan(self.accuracy.tolist()),
+            "valid_accuracy": null_nan(self.valid_accuracy.tolist()),
+            "history": [asdict(epoch) for epoch in self.history],
+            "memory": self.memory,
+            "seconds": self.seconds,
+        }
+
+    def restore_results(self, results: Mapping[str, Any]) -> None:
+        """Take over what :meth:`results` was taken of."""
+        self.accuracy = np.array(results["accuracy"], dtype=np.float64)
+        self.valid_accuracy = np.array(results["valid_accuracy"], dtype=np.float64)
+        self.history = [EpochRecord(**epoch) for epoch in results["history"]]
+        self.memory = dict(results["memory"])
+        self.seconds = results["seconds"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record of the run as plain values."""
+        return {
+            "format": FORMAT,
+            "status": self.status,
+            "status_reason": self.status_reason,
+            "config": self.config,
+            "environment": self.environment,
+            "data": self.data,
+            "tasks": self.tasks,
+            "average_accuracy": null_nan(self.average_accuracy),
+            "backward_transfer": null_nan(self.backward_transfer),
+            **self.results(),
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Run:
+        """The run that ``to_dict`` was taken of (without its profiles)."""
+        run = cls.new(record["config"], dict(record["environment"]), record["data"], list(record["tasks"]))
+        run.restore_results(record)
+        run.status, run.status_reason = record["status"], record["status_reason"]
+        return run
+
+
+def null_nan(value: Any) -> Any:
+    """NaN has no place in JSON: None instead, in nested lists and dicts too."""
+    if isinstance(value, float) and np.isnan(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [null_nan(item) for item in value]
+    if isinstance(value, dict):
+        return {key: null_nan(item) for key, item in value.items()}
+    return value

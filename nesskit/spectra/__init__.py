@@ -1,0 +1,1 @@
+"""Mathematics only: moments of layer inputs, their spectra, what filters free of them, and projections."""

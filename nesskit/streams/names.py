@@ -1,0 +1,13 @@
+"""The streams that nesskit knows, by name."""
+
+from __future__ import annotations
+
+# name -> "module:function"; each function takes (seed, validation_share) and returns a TaskStream.
+LOADERS = {
+    "permuted-digits": "nesskit.streams.digits:permuted_digits",
+    "split-digits": "nesskit.streams.digits:split_digits",
+    "rotated-digits": "nesskit.streams.digits:rotated_digits",
+    "split-cifar100": "nesskit.streams.images:split_cifar100",
+    "five-datasets": "nesskit.streams.images:five_datasets",
+    "split-miniimagenet": "nesskit.streams.images:split_miniimagenet",
+}

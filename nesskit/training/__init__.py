@@ -1,0 +1,1 @@
+"""The loop that learns one task after another."""

@@ -1,0 +1,177 @@
+""":func:`fit` drives the trainer: it keeps the run on disk, tells who listens, and minds limits and the keyboard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from nesskit.errors import RunFolderError, TrainingError
+from nesskit.methods import Method, make_method
+from nesskit.networks.task_model import TaskModel
+from nesskit.runs.environment import current_commit, describe_environment
+from nesskit.runs.events import EpochFinished, Event, Listener, RunStarted, RunStopped, TaskFinished
+from nesskit.runs.folder import RunFolder
+from nesskit.runs.record import INTERRUPTED, Run
+from nesskit.settings import TrainingSettings, to_dict
+from nesskit.streams.base import TaskStream
+from nesskit.training.limits import Limits
+from nesskit.training.trainer import Trainer
+
+
+def fit(
+    model: TaskModel,
+    stream: TaskStream,
+    method: Method | str,
+    settings: TrainingSettings | None = None,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    folder: RunFolder | str | None = None,
+    config: Mapping[str, Any] | None = None,
+    listeners: Sequence[Listener] = (),
+    limits: Limits | None = None,
+) -> Run:
+    """Learn the tasks of ``stream`` one after another.
+
+    Args:
+        model: maps (x, task) to logits; trained in place.
+        stream: the tasks.
+        method: a method or the name of one.
+        settings: how each task is trained.
+        seed: determines the order of batches and the noise of dropout.
+        device: where to compute.
+        folder: where the run is kept; a run that lies there already is continued. None: nothing is written.
+        config: what the record says about the settings; made from the arguments if not given.
+        listeners: called with every event.
+        limits: when to stop early, how often to save; None: at the end of the stream, every ten epochs.
+
+    Returns:
+        The run, also if it was stopped by a limit or a keyboard interrupt (see ``run.status``).
+
+    Raises:
+        TrainingError: the loss is not finite. Earlier tasks stay on disk.
+        RunFolderError: the folder is in use, damaged, or holds a run with other settings.
+    """
+    method = make_method(method) if isinstance(method, str) else method
+    settings, limits = settings or TrainingSettings(), limits or Limits()
+    device = torch.device(device)
+    if not isinstance(model, TaskModel) or len(model.heads) < len(stream):
+        raise TrainingError(
+            f"fit needs a TaskModel(backbone, features, class_counts) with a head for each of the {len(stream)} tasks, "
+            f"got {type(model).__name__}"
+        )
+    if settings.lr_patience and not all(len(task.valid.y) for task in stream):
+        raise TrainingError("lr_patience watches the validation loss, but a task has no validation examples")
+    config = config or {
+        "stream": stream.name,
+        "method": method.name,
+        "seed": seed,
+        "training": to_dict(settings),
+        "options": to_dict(method.settings),
+    }
+    names = [task.name for task in stream]
+    run = Run.new(config, describe_environment(device), stream.checksums, names)
+    trainer = Trainer(model, stream, method, settings, run, seed, device)
+    if folder is None:
+        return _drive(trainer, None, listeners, limits, notes=())
+    folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+    folder.read()  # refuses a stranger's folder before as much as a lock is put into it
+    with folder.locked():
+        notes = _continue(trainer, folder)
+        return _drive(trainer, folder, listeners, limits, notes)
+
+
+def _continue(trainer: Trainer, folder: RunFolder) -> tuple[str, ...]:
+    """Load what lies in ``folder`` into ``trainer``; what a person should know about it."""
+    run, before = trainer.run, folder.read()
+    run.folder = folder.path
+    if before is None:
+        return ()
+    if not same_settings(before.config, run.config) or before.data != run.data:
+        what = "data" if same_settings(before.config, run.config) else "settings"
+        raise RunFolderError(
+            f"{folder.path} holds a run with other {what}. It was left untouched: choose another runs folder"
+        )
+    state = folder.read_checkpoint()
+    if state is not None:
+        trainer.load_state_dict(state)
+    return older_commit(before)
+
+
+def same_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two configurations mean the same run: all but the name of the preset must agree."""
+    return {**one, "preset": None} == {**other, "preset": None}
+
+
+def older_commit(run: Run) -> tuple[str, ...]:
+    """A note if ``run`` was recorded at another commit than the present one."""
+    then, now = run.environment.get("commit"), current_commit()
+    return () if then == now else (f"recorded at commit {then}, this is {now}",)
+
+
+def finished_run(folder: RunFolder, config: Mapping[str, Any], listeners: Sequence[Listener]) -> Run | None:
+    """The finished run with these settings in ``folder``, announced to ``listeners``; None if there is none."""
+    run = folder.read()
+    if run is None or not run.finished or not same_settings(run.config, config):
+        return None
+    for listener in listeners:
+        listener(RunStarted("finished", len(run.tasks), run.tasks_done, 0, str(folder.path), older_commit(run)))
+    return run
+
+
+def _drive(
+    trainer: Trainer, folder: RunFolder | None, listeners: Sequence[Listener], limits: Limits, notes: tuple[str, ...]
+) -> Run:
+    """Consume the trainer's events: save, tell the listeners, mind the limits and the keyboard."""
+    run = trainer.run
+
+    def tell(event: Event) -> None:
+        if folder is not None:
+            folder.append_event(event)
+        for listener in listeners:
+            listener(event)
+
+    epochs_done = trainer.stage.epochs_done if trainer.stage else 0
+    begun = bool(trainer.stages_done or epochs_done)
+    path = None if folder is None else str(folder.path)
+    tell(RunStarted("continued" if begun else "new", len(run.tasks), run.tasks_done, epochs_done, path, notes))
+    run.status, run.status_reason = "running", ""
+    if folder is not None:
+        folder.write(run)
+    try:
+        run.status_reason = _advance(trainer, folder, tell, limits)
+        run.status = "stopped" if run.status_reason else "finished"
+    except KeyboardInterrupt:
+        run.status, run.status_reason = "stopped", INTERRUPTED
+    except Exception as error:
+        run.status, run.status_reason = "failed", f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        if folder is not None:
+            folder.write(run)
+        tell(RunStopped(run.finished, run.status_reason, run.average_accuracy, run.backward_transfer))
+    return run
+
+
+def _advance(trainer: Trainer, folder: RunFolder | None, tell: Listener, limits: Limits) -> str:
+    """Train until the end or a limit; why it stopped before the end, or an empty string."""
+    started = time.monotonic()
+    if folder is not None:
+        folder.stop_requested()  # one that came too late for the run before is not meant for this one
+    if limits.tasks is not None and trainer.run.tasks_done >= limits.tasks and trainer.tasks_left:
+        return limits.enough_tasks()
+    for event in trainer.events():
+        reason = limits.reached_by(event, time.monotonic() - started)
+        if folder is not None and isinstance(event, EpochFinished) and folder.stop_requested():
+            reason = "stopped on request"
+        due = isinstance(event, EpochFinished) and (event.epoch + 1) % limits.checkpoint_epochs == 0
+        if folder is not None and (due or reason or isinstance(event, TaskFinished)):
+            folder.write_checkpoint(trainer.state_dict())
+            folder.write(trainer.run)
+        tell(event)
+        if reason and trainer.tasks_left:
+            return reason
+    return ""

@@ -1,0 +1,260 @@
+"""The training loop: a generator of events, between any two of which a run can be saved and taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from nesskit.errors import TrainingError
+from nesskit.methods import Method
+from nesskit.networks.task_model import TaskModel
+from nesskit.runs.events import EpochFinished, Event, TaskFinished, TaskStarted
+from nesskit.runs.profile_file import pack_profiles, unpack_profiles
+from nesskit.runs.record import EpochRecord, Run
+from nesskit.seeds import derive_seed
+from nesskit.settings import TrainingSettings
+from nesskit.streams.base import Examples, TaskStream
+from nesskit.streams.batches import TaskData
+from nesskit.training.optim import make_optimizer
+from nesskit.training.schedule import Schedule
+
+
+@dataclass
+class Stage:
+    """How far the current stage (one task, or all of them in joint training) has come."""
+
+    schedule: Schedule
+    epochs_done: int = 0
+    best_weights: dict[str, Tensor] | None = None  # of the lowest validation loss; None without validation data
+    optimizer_state: dict[str, Any] | None = None  # set when the stage is resumed, until the optimizer takes it
+
+
+class Trainer:
+    """The state of a run and the generator that advances it.
+
+    Between two events the state is whole: ``state_dict`` may be saved, and a trainer that loads it goes on right there.
+    """
+
+    def __init__(
+        self,
+        model: TaskModel,
+        stream: TaskStream,
+        method: Method,
+        settings: TrainingSettings,
+        run: Run,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.model = model.to(device)
+        self.stream, self.method, self.settings = stream, method, settings
+        self.run, self.seed, self.device = run, seed, device
+        method.begin_run(settings)
+        every = range(len(stream))
+        self.stages = [tuple(every)] if method.learns_together else [(task,) for task in every]
+        self.stages_done = 0
+        self.stage: Stage | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def tasks_left(self) -> bool:
+        """Whether there is anything left to learn."""
+        return self.stages_done < len(self.stages)
+
+    def events(self) -> Iterator[Event]:
+        """Train what is left, yielding what happens."""
+        while self.tasks_left:
+            yield from self._learn(self.stages[self.stages_done])
+
+    def _learn(self, tasks: Sequence[int]) -> Iterator[Event]:
+        data = [TaskData(self.stream[task], task, self.device) for task in tasks]
+        last = tasks[-1]
+        started = time.perf_counter()
+        if self.stage is None:
+            with self._noise("begin task", last):
+                for task_data in data:
+                    self.method.begin_task(self.model, task_data)
+            self.stage = Stage(Schedule(self.settings.lr))
+        yield TaskStarted(last, self.stream[last].name, self.settings.epochs)
+
+        self.optimizer = self._optimizer(tasks, self.stage)
+        while self.stage.epochs_done < self.settings.epochs and not self.stage.schedule.over:
+            yield self._epoch(data, self.stage)
+
+        if self.stage.best_weights is not None:
+            self.model.load_state_dict(self.stage.best_weights, strict=False)
+        self.model.zero_grad()  # or frozen weights and earlier heads would keep their last gradient, as large as they
+        with self._noise("end task", last):
+            for task_data in data:
+                self.run.profiles.extend(self.method.end_task(self.model, task_data))
+        row = self._evaluate_row(last)
+        self.run.memory = self.method.memory_report()
+        self.stage, self.optimizer = None, None
+        self.stages_done += 1
+        yield TaskFinished(last, self.stream[last].name, tuple(row), time.perf_counter() - started)
+
+    def _optimizer(self, tasks: Sequence[int], stage: Stage) -> torch.optim.Optimizer:
+        """A fresh optimizer for the stage, or the one that a resumed stage had."""
+        groups = self.method.parameter_groups(self.model, tasks, self.settings.weight_decay)
+        optimizer = make_optimizer(self.settings, groups, self.stages_done)
+        if stage.optimizer_state is not None:
+            optimizer.load_state_dict(stage.optimizer_state)
+            stage.optimizer_state = None
+        return optimizer
+
+    def _epoch(self, data: Sequence[TaskData], stage: Stage) -> EpochFinished:
+        started = time.perf_counter()
+        lr, epoch, task = stage.schedule.lr, stage.epochs_done, data[-1].index
+        train_loss = self._train_epoch(data, stage)
+        self.method.end_epoch(self.model)
+        stage.epochs_done += 1
+        valid_loss = valid_accuracy = None
+        if any(len(d.valid.y) for d in data):
+            valid_loss, valid_accuracy = self._validate(data, epoch)
+            if stage.schedule.improves(valid_loss):
+                stage.best_weights = _changing_tensors(self.model)
+            stage.schedule = stage.schedule.after(valid_loss, self.settings)
+        seconds = time.perf_counter() - started
+        self.run.seconds += seconds
+        self.run.history.append(EpochRecord(task, epoch, train_loss, valid_loss, valid_accuracy, lr))
+        return EpochFinished(
+            task, epoch, self.settings.epochs, train_loss, valid_loss, valid_accuracy, lr, round(seconds, 3)
+        )
+
+    def _train_epoch(self, data: Sequence[TaskData], stage: Stage) -> float:
+        """One pass over the training examples in random order; the mean loss."""
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = stage.schedule.lr
+        place = (self.stages_done, stage.epochs_done)
+        shuffle = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", *place))
+        self.method.train_mode(self.model)
+        total = torch.zeros((), device=self.device)
+        # Entered anew for every step: autocast keeps its half-precision copies of the weights until it is left.
+        autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16)
+        precision = autocast if self.settings.precision == "bfloat16" else contextlib.nullcontext
+        with self._noise("noise", *place):  # dropout and whatever else a model or method draws
+            for task_data, rows in _shuffled(data, self.settings.batch_size, shuffle):
+                batch = task_data.batch(task_data.train, rows.to(self.device))
+                with precision():
+                    loss = self.method.step(self.model, batch, self.optimizer)
+                total += loss * len(rows)
+        mean = float(total) / sum(len(d.train.y) for d in data)
+        if not math.isfinite(mean):
+            raise TrainingError(self._diverged(data[-1].index, stage.epochs_done))
+        return mean
+
+    @contextlib.contextmanager
+    def _noise(self, *purpose: int | str) -> Iterator[None]:
+        """Torch's generator, seeded for one purpose inside and as it was before afterwards."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(self.seed, *purpose))
+            yield
+
+    def _validate(self, data: Sequence[TaskData], epoch: int) -> tuple[float, float]:
+        """Mean loss and accuracy (percent) over the validation examples of the stage."""
+        results = [(len(d.valid.y), *self._evaluate(d, d.valid)) for d in data if len(d.valid.y)]
+        count = sum(n for n, _, _ in results)
+        loss = sum(n * loss for n, loss, _ in results) / count
+        if not math.isfinite(loss):
+            raise TrainingError(self._diverged(data[-1].index, epoch))
+        return loss, sum(n * accuracy for n, _, accuracy in results) / count
+
+    def _evaluate_row(self, last: int) -> list[float]:
+        """Test (and validate) every task up to ``last`` and note it in the accuracy matrices."""
+        started = time.perf_counter()
+        for task in range(last + 1):
+            data = TaskData(self.stream[task], task, self.device)
+            self.run.accuracy[last, task] = self._evaluate(data, data.test)[1]
+            if len(data.valid.y):
+                self.run.valid_accuracy[last, task] = self._evaluate(data, data.valid)[1]
+        self.run.seconds += time.perf_counter() - started
+        return self.run.accuracy[last, : last + 1].tolist()
+
+    @torch.no_grad()
+    def _evaluate(self, data: TaskData, examples: Examples) -> tuple[float, float]:
+        """Mean loss and accuracy in percent, in fixed batches: the same examples always share a batch."""
+        self.model.eval()
+        loss = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for batch in data.batches(examples, self.settings.evaluation_batch_size):
+            logits = self.method.predict(self.model, batch.x, batch.task)
+            loss += F.cross_entropy(logits, batch.y, reduction="sum")
+            correct += (logits.argmax(dim=1) == batch.y).sum()
+        return float(loss) / len(examples.y), 100 * float(correct) / len(examples.y)
+
+    def _diverged(self, task: int, epoch: int) -> str:
+        broken = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        where = f", first in the weights of '{broken[0]}'" if broken else ""
+        return (
+            f"the loss is not finite in task {task + 1} ('{self.stream[task].name}'), epoch {epoch + 1}{where}. "
+            f"Lower the learning rate (lr = {self.settings.lr}); earlier tasks are kept"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on from here, as tensors and plain values."""
+        stage = None
+        if self.stage is not None and self.optimizer is not None:
+            stage = {
+                "schedule": asdict(self.stage.schedule),
+                "epochs_done": self.stage.epochs_done,
+                "best_weights": self.stage.best_weights,
+                "optimizer": self.optimizer.state_dict(),
+            }
+        return {
+            "stages_done": self.stages_done,
+            "stage": stage,
+            "model": self.model.state_dict(),
+            "method": self.method.state_dict(),
+            "results": self.run.results(),
+            "profiles": {
+                name: torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+                for name, values in pack_profiles(self.run.profiles).items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where ``state_dict`` was taken."""
+        self.stages_done = state["stages_done"]
+        # First the method, which gives the model the structure (bases) that the saved weights belong to.
+        self.method.load_state_dict(self.model, state["method"])
+        self.model.load_state_dict(state["model"])
+        self.run.restore_results(state["results"])
+        self.run.profiles = unpack_profiles(state["profiles"])
+        if state["stage"] is not None:
+            saved = state["stage"]
+            best = saved["best_weights"]
+            best = best and {name: tensor.to(self.device) for name, tensor in best.items()}
+            self.stage = Stage(Schedule(**saved["schedule"]), saved["epochs_done"], best, saved["optimizer"])
+
+
+def _shuffled(
+    data: Sequence[TaskData], batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[TaskData, Tensor]]:
+    """All training examples once, in batches of one task each, in random order."""
+    batches = [
+        (task_data, rows)
+        for task_data in data
+        for rows in torch.randperm(len(task_data.train.y), generator=generator).split(batch_size)
+    ]
+    if len(data) == 1:
+        yield from batches
+        return
+    for index in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[index]
+
+
+def _changing_tensors(model: TaskModel) -> dict[str, Tensor]:
+    """Copies of every tensor that training may change: trainable parameters, and buffers but for NESS layers' bases."""
+    tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    tensors |= {name: b for name, b in model.named_buffers() if not name.endswith((".basis", ".occupied"))}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
