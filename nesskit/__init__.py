@@ -19,6 +19,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # public name -> module it lives in
 _HOMES = {
     "nesskit.adaptation.adapt": (
+        "Adaptation",
+        "AdaptationWarning",
+        "adapted_layers",
         "adapt",
         "merge",
     ),

@@ -177,12 +177,13 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(NesskitError, match="layer '0' was never run"):
         output_drift(model, copy.deepcopy(model), [])
     with pytest.raises(
-        AdaptationError, match="'1' is no Linear or Conv2d layer of the model; its layers are 0, 3, 6, 8"
+        AdaptationError, match="'1' is no layer of the model that can be adapted; its layers are 0, 3, 6, 8"
     ):
         output_drift(model, copy.deepcopy(model), data, layers=["1"])
     with pytest.raises(AdaptationError, match="no layer of this model can be adapted"):
         output_drift(nn.ReLU(), nn.ReLU(), data)
-    adapted = adapt(copy.deepcopy(model), {"8": torch.eye(10)[:, :2]})
+    adapted = copy.deepcopy(model)
+    adapt(adapted, {"8": torch.eye(10)[:, :2]})
     with pytest.raises(AdaptationError, match="merge"):
         output_drift(model, adapted, data)
 
@@ -238,7 +239,7 @@ def test_inputs_of_a_layer_that_is_not_there_or_not_run():
     with pytest.raises(SpectrumError, match="layer 'idle' was never run"):
         collect_inputs(model, [torch.ones(1, 2)], "idle")
     with pytest.raises(
-        AdaptationError, match="'other' is no Linear or Conv2d layer of the model; its layers are used, idle"
+        AdaptationError, match="'other' is no layer of the model that can be adapted; its layers are used, idle"
     ):
         collect_inputs(model, [torch.ones(1, 2)], "other")
 

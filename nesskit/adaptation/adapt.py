@@ -1,106 +1,225 @@
-"""Replace the layers of any model by NESS layers, and fold their updates in again."""
+"""Let a model learn in free directions only, and fold what it learned into its weights again.
+
+After :func:`adapt` nothing learns but what is protected: of every adapted layer an update in its free directions, and
+what was named to go on. After :func:`merge` the model is an ordinary one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import gc
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nesskit.adaptation.layers import NESSConv2d, NESSLayer, NESSLinear, ProjectedConv2d, ProjectedLinear
+from nesskit.adaptation.freeze import Freeze
+from nesskit.adaptation.layers import Factored, NESSLayer, Projected, check_directions, open_layer
+from nesskit.adaptation.weights import KINDS, TOKENS, kind_of, known_kind, overlapping
 from nesskit.errors import AdaptationError
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def adaptable_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+class AdaptationWarning(UserWarning):
+    """The model is adapted, but not quite as its structure says."""
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What :func:`adapt` made of a model; printed, it is a table.
+
+    Attributes:
+        adapted: names of the layers that learn in free directions → rank and number of all directions.
+        trained: names of the parameters that go on learning unprotected, as was asked.
+        frozen: names of the parameters that stand still now.
+        left_out: names of layers that bases were given for, but that stay as they are → why.
+    """
+
+    adapted: Mapping[str, tuple[int, int]]
+    trained: Sequence[str] = ()
+    frozen: Sequence[str] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        from tabulate import tabulate
+
+        rows = [(name, "learns", f"{rank} of {d} directions free") for name, (rank, d) in self.adapted.items()]
+        rows += [(name, "learns", "unprotected, as asked") for name in self.trained]
+        rows += [(name, "left out", why) for name, why in self.left_out.items()]
+        adapted = tuple(f"{name}." if name else "" for name in self.adapted)
+        rows += [(name, "frozen", "") for name in self.frozen if not _weight_of(name, adapted)]
+        return tabulate(rows, tablefmt="plain")
+
+
+def _weight_of(name: str, layers: Sequence[str]) -> bool:
+    """Whether a parameter is the weight W of an adapted layer, which is told of in its layer's row."""
+    return any(name == layer + kind.name for layer in layers for kind in KINDS)
+
+
+def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every layer of ``model`` that NESS can adapt, by name, in the order of ``model.named_modules()``.
 
-    A layer that stands under several names appears once, under the first.
+    A layer that stands under several names appears once, under the first. Embeddings of many tokens are left to be
+    named: a moment of V tokens has V² numbers.
     """
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and _obstacle(model, name) is None
+        if not (isinstance(module, nn.Embedding) and module.num_embeddings > TOKENS) and _obstacle(model, name) is None
     }
 
 
-def adapt(model: Model, bases: Mapping[str, Tensor], occupied: Mapping[str, Tensor] | None = None) -> Model:
-    """Replace layers of ``model`` by NESS layers, in place, and freeze the replaced ones.
+def adapt(
+    model: nn.Module,
+    bases: Mapping[str, Tensor],
+    occupied: Mapping[str, Tensor] | None = None,
+    *,
+    train: Sequence[str] = (),
+) -> Adaptation:
+    """Let layers of ``model`` learn in free directions only, and freeze everything else, in place.
 
-    Works for any model that *calls* its Linear and Conv2d layers. A layer that stands under several names is replaced
-    under all of them. Either all layers are replaced or, on an error, none.
+    Every module stays the object it is, with its hooks and attributes; a layer's ``weight`` is W + ΔW from now on. All
+    other parameters are frozen, running state (averages of BatchNorm, vectors of spectral norm) stands still, and
+    gradients are cleared. What the user froze before stays frozen. Either all of that is done or, on an error, nothing.
 
     Args:
-        model: the network.
-        bases: for each layer's name its basis U; the layer trains V, see :class:`NESSLinear`.
-        occupied: for the names of other layers their occupied directions M; these layers train ΔW in the projected
-            form, see :class:`ProjectedLinear`. For SGD alone.
+        model: the network, or the part of it that old and new tasks share.
+        bases: for each layer's name its basis U, see :class:`NESSLinear`. Copied.
+        occupied: for the names of other layers their occupied directions M, see :class:`ProjectedLinear`. Copied.
+        train: names of parameters, or of modules, that go on learning without protection (a new task's head, say).
+
+    Returns:
+        What learns, what is frozen, and what was left out and why.
 
     Raises:
         AdaptationError: a name is no layer of the model, or that layer cannot be adapted; says which and why.
     """
     occupied = occupied or {}
-    for name in (*bases, *occupied):
+    wanted: list[tuple[str, type[NESSLayer], Tensor]] = [(name, Factored, basis) for name, basis in bases.items()]
+    wanted += [(name, Projected, directions) for name, directions in occupied.items()]
+    names: dict[nn.Module, str] = {}
+    left_out: dict[str, str] = {}
+    for name, _, directions in wanted:
         reason = _obstacle(model, name)
         if reason is not None:
             raise AdaptationError(f"layer '{name}' cannot be adapted: {reason}")
-    names: dict[nn.Module, str] = {}
-    for name in (*bases, *occupied):
-        first = names.setdefault(model.get_submodule(name), name)
+        layer = model.get_submodule(name)
+        first = names.setdefault(layer, name)
         if first != name or (name in bases and name in occupied):
             raise AdaptationError(
                 f"layer '{name}' cannot be adapted: it is the same module as '{first}', and one module has one basis"
             )
-    adapted: dict[nn.Module, NESSLayer] = {}
-    try:
-        for name, basis in bases.items():
-            layer = model.get_submodule(name)
-            adapted[layer] = NESSLinear(layer, basis) if isinstance(layer, nn.Linear) else NESSConv2d(layer, basis)  # type: ignore[arg-type]
-        for name, basis in occupied.items():
-            layer = model.get_submodule(name)
-            kind = ProjectedLinear if isinstance(layer, nn.Linear) else ProjectedConv2d
-            adapted[layer] = kind(layer, basis)  # type: ignore[arg-type]
-    except Exception:
-        for wrapper in adapted.values():
-            wrapper.merged()
-        raise
-    for parent, attribute, layer in _places(model, adapted):
-        setattr(parent, attribute, adapted[layer])
-    return model
+        kind = known_kind(layer)
+        check_directions(layer, kind, directions)
+        if not kind.weight_of(layer).requires_grad:
+            left_out[name] = "frozen before: it stays as it is"
+    if any(hasattr(module, "_freeze") for module in model.modules()):
+        raise AdaptationError("the model, or a part of it, is adapted already: merge(model) first")
+    going_on = _named(model, train, {name for name, _, _ in wanted})
+    wanted = [item for item in wanted if item[0] not in left_out]
+    _untie(model, [name for name, _, _ in wanted])
+    beside = [f"{name}.{own}" for name, layer in adapted_layers(model).items() for own in ("coefficients", "update")]
+    freeze = Freeze(model, [*going_on, *beside])
+    for name, form, directions in wanted:
+        open_layer(model.get_submodule(name), form, directions)
+    model._freeze = freeze  # type: ignore[assignment]
+    layers = {name: model.get_submodule(name) for name, _, _ in wanted}
+    adapted = {name: (layer.rank, layer.directions) for name, layer in layers.items() if isinstance(layer, NESSLayer)}
+    return Adaptation(adapted, going_on, freeze.frozen, left_out)
 
 
-def merge(model: Model) -> Model:
-    """Fold every update into its layer, W ← W + ΔW, in place.
+def merge(model: Model, *, restore: bool = False) -> Model:
+    """Fold every update into its layer, W ← W + ΔW, in place, and let everything move again that :func:`adapt` froze.
 
-    Afterwards the model has the same module objects, types and ``state_dict`` keys as before :func:`adapt`, and every
-    other tensor is untouched.
+    Afterwards the model has the same modules, types and ``state_dict`` keys as before :func:`adapt`, and every other
+    tensor is untouched.
+
+    Args:
+        model: what was adapted, or a model of which a part was.
+        restore: put back what moved although it was frozen, instead of refusing.
 
     Raises:
-        AdaptationError: ``model`` itself is a NESS layer, which cannot be replaced in place.
+        AdaptationError: a frozen tensor is not what it was, so old outputs are lost; says which and by how much.
     """
+    if isinstance(model, NESSLayer) and "beside" in model.__dict__:
+        raise AdaptationError("a NESS layer that stands beside another one is merged into that: use its merged()")
+    frozen = [module for module in model.modules() if hasattr(module, "_freeze")]
+    for root in frozen:
+        if restore:
+            root._freeze.restore()  # type: ignore[operator, union-attr]
+        for name, distance in root._freeze.moved():  # type: ignore[operator, union-attr]
+            raise AdaptationError(
+                f"'{name}' was frozen, but has moved by {distance:.3g} since adapt(): old outputs are no longer what "
+                "they were. Train only what has requires_grad, or undo this with merge(model, restore=True)"
+            )
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, NESSLayer):
+                parent._modules[name] = child.merged()
     if isinstance(model, NESSLayer):
-        raise AdaptationError("a NESS layer on its own has no parent to be replaced in: use its merged()")
-    plain: dict[nn.Module, nn.Module] = {m: m.merged() for m in model.modules() if isinstance(m, NESSLayer)}
-    for parent, attribute, module in _places(model, plain):
-        setattr(parent, attribute, plain[module])
+        model.merged()
+    for root in frozen:
+        root._freeze.thaw(root)  # type: ignore[operator, union-attr]
+        del root._freeze
     return model
 
 
 def adapted_layers(model: nn.Module) -> dict[str, NESSLayer]:
-    """The NESS layers of ``model`` by name."""
+    """The layers of ``model`` that learn in free directions, by name; each has ``trained`` and ``frozen_weight``."""
     return {name: module for name, module in model.named_modules() if isinstance(module, NESSLayer)}
 
 
-def _places(model: nn.Module, wanted: Mapping[nn.Module, nn.Module]) -> list[tuple[nn.Module, str, nn.Module]]:
-    """(parent, attribute, child) wherever a module of ``wanted`` hangs in the model, under every name it has."""
+def _named(model: nn.Module, names: Sequence[str], adapted: set[str]) -> list[str]:
+    """Names of the parameters that ``names``, of parameters or modules, stand for."""
+    chosen: list[str] = []
+    for name in names:
+        found = [own for own, _ in model.named_parameters() if own == name or own.startswith(f"{name}.")]
+        if not found:
+            raise AdaptationError(f"'{name}', which is to go on learning, is no parameter or module of the model")
+        for own in found:
+            if own.rpartition(".")[0] in adapted:
+                raise AdaptationError(f"'{own}' cannot go on learning unprotected: its layer is to be adapted")
+        chosen += found
+    return chosen
+
+
+def _untie(model: nn.Module, names: Sequence[str]) -> None:
+    """Give each of these layers a weight in memory of its own, so that what it learns changes nothing else.
+
+    A weight may also be that of a module outside of ``model``, or lie in the memory of another one. What it learns is
+    harmless for the layer's own old inputs, not for those.
+    """
+    for name in names:
+        layer = model.get_submodule(name)
+        kind = known_kind(layer)
+        weight = kind.weight_of(layer)
+        # References: the layer's table, ``weight`` and the argument. Others are rare, and looking for them takes long.
+        outside = _owners_outside(layer, weight) if sys.getrefcount(weight) > 3 else []
+        others = [*outside, *overlapping(model, layer, weight)]
+        if others:
+            warnings.warn(
+                f"the weight of layer '{name}' is also that of {others[0]}: they part here, and only '{name}' learns",
+                AdaptationWarning,
+                stacklevel=3,
+            )
+        if outside:
+            layer._parameters[kind.name] = nn.Parameter(weight.detach().clone())
+        else:
+            weight.data = weight.data.clone()
+
+
+def _owners_outside(layer: nn.Module, weight: nn.Parameter) -> list[str]:
+    """Who else has the very parameter ``weight`` of ``layer``, in words."""
+    tables = [table for table in gc.get_referrers(weight) if isinstance(table, dict) and table is not layer._parameters]
+    holders = [holder for holder in gc.get_referrers(*tables) if isinstance(holder, dict) and "_parameters" in holder]
     return [
-        (parent, attribute, child)
-        for parent in model.modules()
-        if parent not in wanted
-        for attribute, child in parent._modules.items()
-        if child is not None and child in wanted
+        f"a {type(module).__name__} outside of the model"
+        for module in gc.get_referrers(*holders)
+        if isinstance(module, nn.Module) and module is not layer and _owns(module, weight)
     ]
 
 
@@ -111,32 +230,50 @@ def _obstacle(model: nn.Module, name: str) -> str | None:
             return f"'{path or 'the model'}' is a {type(ancestor).__name__} wrapper: adapt its .module before wrapping"
         if hasattr(ancestor, "_orig_mod"):
             return f"'{path or 'the model'}' is compiled: adapt the model before torch.compile"
+        if isinstance(ancestor, torch.jit.ScriptModule):
+            return f"'{path or 'the model'}' is a script: adapt the model before torch.jit.script"
     try:
         layer = model.get_submodule(name)
     except AttributeError:
-        return f"the model has no layer of that name; it has {', '.join(_layer_names(model)) or 'none to adapt'}"
-    if layer is model:
-        return "it is the whole model and has no parent to be replaced in: use NESSLinear.from_layer or a Sequential"
+        return f"the model has no layer of that name; it has {', '.join(adaptable_layers(model)) or 'none to adapt'}"
     if isinstance(layer, NESSLayer):
         return "it is adapted already: merge(model) first"
-    if not isinstance(layer, nn.Linear | nn.Conv2d):
-        return f"it is a {type(layer).__name__}; only Linear and Conv2d layers can be"
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(parent, NESSLayer):
-        return "it is the frozen part of a NESS layer: merge(model) first"
-    if isinstance(parent, nn.MultiheadAttention):
-        return "MultiheadAttention uses its weight without calling the layer"
-    if not {"weight", "bias"} <= layer._parameters.keys() or torch.nn.utils.parametrize.is_parametrized(layer):
+    kind = kind_of(layer)
+    if kind is None:
+        return _why_of_no_kind(layer)
+    weight = layer._parameters.get(kind.name)
+    names = {kind.name, kind.bias} if hasattr(layer, kind.bias) else {kind.name}
+    if weight is None or not names <= layer._parameters.keys() or torch.nn.utils.parametrize.is_parametrized(layer):
         return "its weight or bias is parametrised (by weight norm or pruning, say): remove the parametrisation first"
-    if isinstance(layer.weight, nn.parameter.UninitializedParameter):
+    if isinstance(weight, nn.parameter.UninitializedParameter):
         return "its weight has no shape yet: run a batch through the model first"
-    if type(layer).forward not in (nn.Linear.forward, nn.Conv2d.forward):
-        return f"its class {type(layer).__name__} has a forward of its own, which may use the weight in another way"
-    for kind, parameter in layer.named_parameters(recurse=False):
+    if not weight.is_floating_point():
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}; only real floating-point weights can be"
+    for part, parameter in layer.named_parameters(recurse=False):
         owners = [path for path, module in model.named_modules() if _owns(module, parameter) and module is not layer]
         if owners:
-            return f"its {kind} is tied to '{owners[0]}', which would not follow"
+            return f"its {part} is tied to '{owners[0]}', which would not follow"
     return None
+
+
+def _owns(module: nn.Module, parameter: Tensor) -> bool:
+    return any(own is parameter for own in module._parameters.values())
+
+
+def _why_of_no_kind(layer: nn.Module) -> str:
+    """Why a layer that is of no kind of ours cannot be adapted."""
+    known = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+    if isinstance(layer, known) and not isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+        return f"its class {type(layer).__name__} has a forward of its own, which may use the weight in another way"
+    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+        return "its weight has no shape yet: run a batch through the model first"
+    if isinstance(layer, nn.MultiheadAttention):
+        return "its queries, keys and values have different widths, and so three weights instead of one"
+    return f"it is a {type(layer).__name__}; only Linear and Conv2d layers, {_others()} can be"
+
+
+def _others() -> str:
+    return "other convolutions, attention, Conv1D of transformers and Embedding"
 
 
 def _ancestors(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -148,11 +285,3 @@ def _ancestors(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
             return
         yield ".".join(parts[:depth]), module
         module = module._modules.get(parts[depth]) if depth < len(parts) else None
-
-
-def _owns(module: nn.Module, parameter: Tensor) -> bool:
-    return any(own is parameter for own in module._parameters.values())
-
-
-def _layer_names(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nesskit.adaptation.adapt import adaptable_layers
-from nesskit.adaptation.patches import patch_moment, patches
+from nesskit.adaptation.adapt import AdaptationWarning, adaptable_layers
+from nesskit.adaptation.layers import NESSLayer
+from nesskit.adaptation.watch import Use, watching
+from nesskit.adaptation.weights import kind_of, known_kind
 from nesskit.errors import AdaptationError, SpectrumError
 from nesskit.spectra.moment import Moment
 
@@ -24,32 +27,50 @@ def collect_moments(
 ) -> dict[str, Moment]:
     """The moments of every layer's inputs, from one forward pass in evaluation mode.
 
+    A layer's weight is seen wherever it is multiplied with an input, also without a call of the layer.
+
     Args:
         model: any module; it comes back in the mode it was in.
         batches: what the model is called with: tensors, tuples of positional or dicts of keyword arguments.
-        layers: names of Linear and Conv2d layers; None: every one that :func:`nesskit.adapt` can adapt.
-        augment_bias: give layers with a bias one more input that is always 1 (d + 1 instead of d).
+        layers: names of layers; None: every one that :func:`nesskit.adapt` can adapt.
+        augment_bias: give linear layers and convolutions of images with a bias one more input that is always 1 (d + 1
+            instead of d).
 
     Returns:
         For each layer's name its :class:`Moment`, on the device of the layer. A linear layer contributes every
-        position of every sample, a convolution every output position; ``count`` is samples × positions. The groups of a
-        convolution are pooled. A layer that was never called has count 0.
+        position of every sample, a convolution every output position, a transposed one every input position, an
+        embedding every token; ``count`` is samples × positions. The groups of a convolution are pooled. What torch's
+        own transformer is told to be padding is left out. A layer that was never used has count 0.
 
     Raises:
-        AdaptationError: a name is no Linear or Conv2d layer of the model, or the model has none that can be adapted.
+        AdaptationError: a name is no layer that can be adapted, or the model has none; or the weight of a named layer
+            is used in a way that is no product with an input.
         SpectrumError: a layer saw NaN or infinite inputs; says which.
     """
     chosen = named_layers(model, layers)
-    moments = {}
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        for name, layer in chosen.items():
-            augment = augment_bias and layer.bias is not None
-            moments[name] = Moment(layer.weight[0].numel() + augment, layer.weight.device)
-            hook = layer.register_forward_pre_hook(_updating(moments[name], name, augment), with_kwargs=True)
-            stack.callback(hook.remove)
+    kinds = {name: known_kind(layer) for name, layer in chosen.items()}
+    augmented = {n: augment_bias and k.augments and k.bias_of(chosen[n]) is not None for n, k in kinds.items()}
+    moments = {
+        name: Moment(kind.dimension(chosen[name]) + augmented[name], kind.weight_of(chosen[name]).device)
+        for name, kind in kinds.items()
+    }
+
+    def seen(name: str, use: Use) -> None:
+        try:
+            use.add_to(moments[name], augmented[name])
+        except SpectrumError as error:
+            raise SpectrumError(f"layer '{name}': {error}") from error
+
+    with evaluating(model), watching(model, chosen, kinds, seen) as watch:
         for batch in batches:
             call(model, batch)
+            watch.forget_copies()
+    for name, operation in watch.unknown.items():
+        text = f"the weight of layer '{name}' is also used in '{operation}', which is no product with its inputs"
+        if layers is not None:
+            raise AdaptationError(f"{text}: no null space of theirs would protect old outputs; leave the layer out")
+        warnings.warn(f"{text}: it is left out", AdaptationWarning, stacklevel=2)
+        del moments[name]
     return moments
 
 
@@ -89,38 +110,18 @@ def merge_moments(
     return merged
 
 
-def layer_inputs(layer: nn.Linear | nn.Conv2d, x: Tensor, augment: bool = False) -> Iterator[tuple[Tensor, int]]:
-    """The input vectors that ``layer`` multiplies its weight with, for its input ``x``, in pieces of bounded size.
+@torch.no_grad()
+def layer_inputs(layer: nn.Module, x: Tensor, augment: bool = False) -> Iterator[tuple[Tensor, int]]:
+    """The input vectors that ``layer`` multiplies its weight with when it is called with ``x``, in bounded pieces.
 
     Yields:
-        ((n, d) rows, count): the rows of one piece and how many samples × positions they are. They differ for a
-        convolution with groups, where each position contributes one row a group.
+        ((n, d) rows, count): as :meth:`Use.rows`.
     """
-    if x.is_nested:  # what torch's transformer makes of a batch with a padding mask
-        x = torch.cat(x.unbind())
-    pieces = patches(layer, x) if isinstance(layer, nn.Conv2d) else [(x.reshape(-1, x.shape[-1]), None)]
-    for rows, count in pieces:
-        if augment:
-            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-        yield rows, len(rows) if count is None else count
-
-
-def _updating(moment: Moment, name: str, augment: bool) -> Callable[..., None]:
-    """A hook that adds the input of a layer to ``moment``."""
-
-    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["input"]
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
-        try:
-            if isinstance(layer, nn.Conv2d):
-                moment.add(*patch_moment(layer, x, augment))
-                return
-            for rows, count in layer_inputs(layer, x, augment):
-                moment.update(rows, count)
-        except SpectrumError as error:
-            raise SpectrumError(f"layer '{name}': {error}") from error
-
-    return hook
+    uses: list[Use] = []
+    with watching(layer, {"": layer}, {"": known_kind(layer)}, lambda _, use: uses.append(use)):
+        layer(x)
+    for use in uses:
+        yield from use.rows(augment)
 
 
 @contextmanager
@@ -135,17 +136,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def named_layers(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn.Linear | nn.Conv2d]:
+def named_layers(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
     """Layers by name; without ``names`` every one that can be adapted.
 
     Raises:
-        AdaptationError: a name is no Linear or Conv2d layer of the model, or the model has none that can be adapted.
+        AdaptationError: a name is no layer of the model that can be adapted, or the model has none.
     """
     known = adaptable_layers(model)
     if names is None and not known:
         raise AdaptationError(
-            "no layer of this model can be adapted: it needs Linear or Conv2d layers that are not adapted already, "
-            "and must not be wrapped in DataParallel or torch.compile"
+            "no layer of this model can be adapted: it needs Linear, convolution, attention or Embedding layers that "
+            "are not adapted already, and must not be wrapped in DataParallel or torch.compile"
         )
     if names is None:
         return known
@@ -153,9 +154,11 @@ def named_layers(model: nn.Module, names: Sequence[str] | None = None) -> dict[s
     chosen = {}
     for name in names:
         module = modules.get(name)
-        if not isinstance(module, nn.Linear | nn.Conv2d):
+        if module is None or kind_of(module) is None:
             layers = ", ".join(known) or "none"
-            raise AdaptationError(f"'{name}' is no Linear or Conv2d layer of the model; its layers are {layers}")
+            raise AdaptationError(f"'{name}' is no layer of the model that can be adapted; its layers are {layers}")
+        if isinstance(module, NESSLayer):
+            raise AdaptationError(f"layer '{name}' is adapted already: merge(model) first")
         chosen[name] = module
     return chosen
 

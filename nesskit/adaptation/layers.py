@@ -1,12 +1,16 @@
-"""The NESS layers: a frozen layer and an update ΔW = U V in free directions (paper, Section 3.2, Eq. 6).
+"""The NESS layers: a frozen weight W and an update ΔW = U V in free directions (paper, Section 3.2, Eq. 6).
 
     U  (d, r)      frozen; orthonormal columns, in directions in which the layer's old inputs are small
     V  (r, d_out)  trainable, starts at zero
     ΔW = U V       the update; torch stores weights transposed, so ``weight`` (d_out, d) changes by (U V)ᵀ
 
-That is the *factored* form. The *projected* form trains ΔW itself and takes from its gradient what lies along the
-other d - r directions, M: with UᵀU = 1 that is the same under SGD, with momentum or not, and under no other optimizer.
-It multiplies by M where the factored one multiplies by U: cheaper where more than half of the directions are free.
+That is the *factored* form. The *projected* form trains ΔW itself, of which the layer uses what lies outside of the
+other d - r directions, M: ΔW - ΔW M Mᵀ. With UᵀU = 1 that is the same under SGD, with momentum or not. It multiplies by
+M where the factored one multiplies by U: cheaper where more than half of the directions are free.
+
+An adapted layer is the module it was: the same object with the same attributes, hooks and parameters, whose class has
+been extended by a form. Whoever asks for its ``weight`` gets W + ΔW: its own forward, ``F.linear(x, layer.weight)``,
+torch's fused attention. Whatever the trained parameter holds, ΔW lies in the free directions.
 
 A convolution is the same layer on im2col patches, d = C_in/groups · k_h · k_w. Its groups share U.
 
@@ -17,45 +21,38 @@ and what their last row does changes the bias. One basis, one guarantee for both
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nesskit.adaptation import projected
+from nesskit.adaptation.weights import CONV2D, KINDS, LINEAR, Kind, known_kind
 from nesskit.errors import AdaptationError
 from nesskit.spectra.projections import project_out
 
+Layer = TypeVar("Layer", bound=nn.Module)
+
 
 class NESSLayer(nn.Module):
-    """What all adapted layers share: a frozen layer, and an update that starts at zero and can be merged into it.
+    """What all adapted layers share: a frozen weight, and an update that starts at zero and can be merged into it.
 
     Attributes:
-        layer: the original layer, frozen.
         directions: how many inputs a row of the weight sees: d, or d + 1 with the constant one for the bias.
         augmented: whether there is that constant input, so that the bias is updated too.
     """
 
-    layer: nn.Linear | nn.Conv2d
-
-    def __init__(self, layer: nn.Linear | nn.Conv2d, basis: Tensor) -> None:
-        super().__init__()
-        d = layer.weight.shape[1:].numel()
-        rows = {d, d + 1} if layer.bias is not None else {d}
-        if basis.ndim != 2 or basis.shape[0] not in rows or basis.shape[1] > basis.shape[0]:
-            expected = " or ".join(str(row) for row in sorted(rows))
-            raise AdaptationError(
-                f"a basis for {layer} must be ({expected}, r) with r at most that, got {tuple(basis.shape)}"
-            )
-        self.layer, self.directions = layer, basis.shape[0]
-        self.augmented = self.directions > d
-        self._was_trainable = [parameter.requires_grad for parameter in layer.parameters(recurse=False)]
-        layer.requires_grad_(False)
+    original: ClassVar[type[nn.Module]]
+    """The class that the layer had before, and has again once it is merged."""
+    kind: ClassVar[Kind]
+    directions: int
+    augmented: bool
 
     @property
     @abstractmethod
     def trained(self) -> nn.Parameter:
-        """The only parameter that learns."""
+        """The only parameter that learns. Whatever it holds, old outputs stay."""
 
     @property
     @abstractmethod
@@ -66,17 +63,26 @@ class NESSLayer(nn.Module):
     def update_matrix(self) -> Tensor:
         """ΔW as a matrix (d_out, d), with the change of the bias as a last column if ``augmented``."""
 
+    @abstractmethod
+    def _open(self, directions: Tensor) -> None:
+        """Take the directions and start with an update of zero."""
+
+    @property
+    def frozen_weight(self) -> nn.Parameter:
+        """W, the weight before the update."""
+        return self.kind.weight_of(self)
+
     def delta(self) -> tuple[Tensor, Tensor | None]:
         """ΔW in the shape of the layer's own weight; (d_out,) the change of the bias, None unless ``augmented``."""
         update = self.update_matrix()
-        weight, bias = (update[:, :-1], update[:, -1]) if self.augmented else (update, None)
-        return weight.reshape(self.layer.weight.shape), bias
+        matrix, bias = (update[:, :-1], update[:, -1]) if self.augmented else (update, None)
+        return self.kind.layout.weight(self, matrix, self.frozen_weight), bias
 
     def updated(self) -> tuple[Tensor, Tensor | None]:
         """W + ΔW, and the bias with its change, None if the layer has none."""
         weight, bias = self.delta()
-        own = self.layer.bias
-        return self.layer.weight + weight, own if own is None or bias is None else own + bias
+        own = self.kind.bias_of(self)
+        return _sum(self.frozen_weight, weight), own if own is None or bias is None else _sum(own, bias)
 
     def delta_weight(self) -> Tensor:
         """ΔW in the shape of the layer's own weight."""
@@ -86,65 +92,73 @@ class NESSLayer(nn.Module):
         """(d_out,) the change of the bias, None unless ``augmented``."""
         return self.delta()[1]
 
-    @property
-    def weight(self) -> Tensor:
-        """W + ΔW, for models that look at a layer's weight beside calling the layer."""
-        return self.updated()[0]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias with its change, None if the layer has none."""
-        return self.updated()[1]
-
     @torch.no_grad()
-    def merged(self) -> nn.Linear | nn.Conv2d:
-        """The original layer object with ΔW folded into its weight, trainable again where it was."""
-        # Adding a ΔW of zeros would turn -0.0 into 0.0: untouched layers stay as they are, bit by bit.
+    def merged(self) -> nn.Module:
+        """The original layer with ΔW folded into its weight; without an update that learned, bit by bit as before."""
+        # Adding a ΔW of zeros would turn -0.0 into 0.0.
         if self.trained.any():
             weight, bias = self.delta()
-            self.layer.weight += weight
-            if self.layer.bias is not None and bias is not None:
-                self.layer.bias += bias
-        for parameter, trainable in zip(self.layer.parameters(recurse=False), self._was_trainable, strict=True):
-            parameter.requires_grad_(trainable)
-        return self.layer
+            # A new tensor, since the old one's memory may be that of another parameter as well.
+            self.frozen_weight.data = _sum(self.frozen_weight, weight)
+            if bias is not None:
+                own = self.kind.bias_of(self)
+                assert own is not None
+                own.data = _sum(own, bias)
+        layer, trainable = self.__dict__.get("beside", (self, ()))
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        self._close()
+        return layer
+
+    def _close(self) -> None:
+        """Become an ordinary layer again."""
+        for name in ("basis", "occupied"):
+            self._buffers.pop(name, None)
+        for name in ("coefficients", "update"):
+            self._parameters.pop(name, None)
+        for name in ("directions", "augmented", "trusting", "beside"):
+            self.__dict__.pop(name, None)
+        self.__class__ = self.original  # type: ignore[assignment]
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
         return f"rank={self.rank} of {self.directions}"
 
+    def __reduce__(self) -> Any:
+        """Classes made here are made anew where a copy is unpacked."""
+        return _blank, (_form_of(type(self)), self.original, KINDS.index(self.kind)), self.__dict__
 
-class _Linear(NESSLayer):
-    """What a model may ask of an ``nn.Linear``."""
+    @classmethod
+    def from_layer(cls, layer: nn.Module, basis: Tensor) -> Self:
+        """A NESS layer beside ``layer``, which it freezes and shares W with; :func:`nesskit.adapt` adapts in place.
 
-    layer: nn.Linear
+        Args:
+            layer: the original layer; stays reachable as ``.layer``.
+            basis: (d, r) with orthonormal columns, or (d + 1, r) for a layer with a bias.
+
+        Raises:
+            AdaptationError: the basis does not fit the layer.
+        """
+        twin = layer.__new__(type(layer))
+        twin.__dict__ = dict(layer.__dict__)
+        for name in ("_parameters", "_buffers", "_modules"):
+            setattr(twin, name, dict(getattr(layer, name)))
+        open_layer(twin, _form_of(cls), basis)
+        trainable = [p for p in layer.parameters(recurse=False) if p.requires_grad]
+        twin.__dict__["beside"] = (layer, trainable)  # not registered: these are the NESS layer's own parameters
+        layer.requires_grad_(False)
+        return twin  # type: ignore[return-value]
 
     @property
-    def in_features(self) -> int:
-        """d, as the original layer's."""
-        return self.layer.in_features
-
-    @property
-    def out_features(self) -> int:
-        """d_out, as the original layer's."""
-        return self.layer.out_features
+    def layer(self) -> nn.Module:
+        """The frozen layer that :meth:`from_layer` was given; a layer that was adapted in place has none beside it."""
+        if "beside" not in self.__dict__:
+            raise AttributeError("this layer was adapted in place: there is no other one; see frozen_weight")
+        layer: nn.Module = self.__dict__["beside"][0]
+        return layer
 
 
-class _Conv2d(NESSLayer):
-    """Every option of the convolution is honoured (stride, padding and its mode, dilation, groups, bias), because the
-    layer itself runs, with W + ΔW for a kernel: ΔW is as small as the kernel, and adding it costs next to nothing.
-    """
-
-    layer: nn.Conv2d
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, C_in, h, w) → (n, C_out, h', w')."""
-        # torch's own quantised layers call this method of the layer too.
-        output: Tensor = self.layer._conv_forward(x, *self.updated())
-        return output
-
-
-class _Factored(NESSLayer):
+class Factored(NESSLayer):
     """ΔW = U V.
 
     Attributes:
@@ -153,11 +167,13 @@ class _Factored(NESSLayer):
     """
 
     basis: Tensor
+    coefficients: nn.Parameter
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, basis: Tensor) -> None:
-        super().__init__(layer, basis)
-        self.register_buffer("basis", basis.detach().to(layer.weight))
-        self.coefficients = nn.Parameter(layer.weight.new_zeros(basis.shape[1], layer.weight.shape[0]))
+    def _open(self, directions: Tensor) -> None:
+        weight = self.frozen_weight
+        outputs = self.kind.layout.matrix(self, weight).shape[0]
+        self.register_buffer("basis", directions.detach().clone().to(weight.device, _precise(weight.dtype)))
+        self.coefficients = nn.Parameter(self.basis.new_zeros(directions.shape[1], outputs))
 
     @property
     def trained(self) -> nn.Parameter:
@@ -174,20 +190,25 @@ class _Factored(NESSLayer):
         return (self.basis @ self.coefficients).T
 
 
-class _Projected(NESSLayer):
-    """ΔW, whose gradient is taken out of the occupied directions.
+class Projected(NESSLayer):
+    """ΔW outside of the occupied directions: ΔW - ΔW M Mᵀ.
 
     Attributes:
         occupied: M, (d, k), or (d + 1, k) with a last row for the bias; a buffer. Orthonormal.
         update: ΔW, (d_out, d) or (d_out, d + 1), the only trainable parameter; zero at the start.
+        trusting: whether ``update`` is taken to lie outside of M already, as it does when nothing but SGD's steps along
+            its own gradients changes it; then only gradients are projected, which costs less. Merging projects anyway.
     """
 
     occupied: Tensor
+    update: nn.Parameter
+    trusting: bool = False
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, occupied: Tensor) -> None:
-        super().__init__(layer, occupied)
-        self.register_buffer("occupied", occupied.detach().to(layer.weight))
-        self.update = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0], occupied.shape[0]))
+    def _open(self, directions: Tensor) -> None:
+        weight = self.frozen_weight
+        outputs = self.kind.layout.matrix(self, weight).shape[0]
+        self.register_buffer("occupied", _orthonormal(directions).to(weight.device, _precise(weight.dtype)))
+        self.update = nn.Parameter(self.occupied.new_zeros(outputs, directions.shape[0]))
 
     @property
     def trained(self) -> nn.Parameter:
@@ -200,8 +221,11 @@ class _Projected(NESSLayer):
         return self.directions - self.occupied.shape[1]
 
     def update_matrix(self) -> Tensor:
-        """ΔW, through which gradients flow without their part along M."""
-        return projected.outside(self.update, self.occupied)
+        """ΔW - ΔW M Mᵀ, in the weight's own precision: in half of it a projection would be none."""
+        if self.trusting and torch.is_grad_enabled():
+            return projected.outside(self.update, self.occupied)
+        with torch.autocast(self.update.device.type, enabled=False):
+            return project_out(self.update, self.occupied)
 
     @torch.no_grad()
     def remove_round_off(self) -> None:
@@ -209,79 +233,192 @@ class _Projected(NESSLayer):
         self.update.copy_(project_out(self.update, self.occupied))
 
 
-class NESSLinear(_Factored, _Linear):
-    """A frozen ``nn.Linear`` plus a trainable update in the null space of its old inputs: x W + (x U) V.
+class _Weight:
+    """The weight of an adapted layer, W + ΔW, for whoever looks at it."""
+
+    @property
+    def weight(self: Any) -> Tensor:
+        """W + ΔW."""
+        return self.updated()[0]
+
+    @property
+    def bias(self: Any) -> Tensor | None:
+        """The bias with its change, None if the layer has none."""
+        return self.updated()[1] if self.augmented else self._parameters["bias"]
+
+
+class _InProjection:
+    @property
+    def in_proj_weight(self: Any) -> Tensor:
+        """W + ΔW."""
+        return self.updated()[0]
+
+
+class NESSLinear(Factored, _Weight, nn.Linear):  # type: ignore[misc, override]
+    """An ``nn.Linear`` with a frozen weight plus a trainable update in the null space of its old inputs: x W + (x U) V.
 
     Attributes:
-        layer: the original layer, frozen.
         basis: U, (d, r), or (d + 1, r) with a last row for the bias; a buffer.
         coefficients: V, (r, d_out), the only trainable parameter; zero at the start.
     """
 
-    @classmethod
-    def from_layer(cls, layer: nn.Linear, basis: Tensor) -> NESSLinear:
-        """Wrap ``layer``; ``basis`` is (d, r) with orthonormal columns, or (d + 1, r) for a layer with a bias.
+    original = nn.Linear
+    kind = LINEAR
 
-        Raises:
-            AdaptationError: the basis does not fit the layer.
-        """
-        return cls(layer, basis)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(…, d) → (…, d_out). ΔW itself is never formed: two thin products cost less than one dense one."""
-        output: Tensor = self.layer(x)
-        basis = self.basis
+        own, basis = self._parameters, self.basis
+        if own["weight"].dtype != basis.dtype:  # type: ignore[union-attr]
+            return F.linear(input, *self.updated())
+        output = F.linear(input, own["weight"], own["bias"])  # type: ignore[arg-type]
         if self.augmented:
             output = output + basis[-1] @ self.coefficients
             basis = basis[:-1]
-        if x.ndim == 2:  # the same sum in one operation, which counts in small networks
-            return torch.addmm(output, x @ basis, self.coefficients)
-        return output + (x @ basis) @ self.coefficients
+        if input.ndim == 2:  # the same sum in one operation, which counts in small networks
+            return torch.addmm(output, input @ basis, self.coefficients)
+        return output + (input @ basis) @ self.coefficients
 
 
-class NESSConv2d(_Factored, _Conv2d):
-    """A frozen ``nn.Conv2d`` plus a trainable update in the null space of its old input patches.
+class NESSConv2d(Factored, _Weight, nn.Conv2d):  # type: ignore[override]
+    """An ``nn.Conv2d`` with a frozen kernel plus a trainable update in the null space of its old input patches.
 
     Attributes as in :class:`NESSLinear`, with d = C_in/groups · k_h · k_w. Every option of the layer is honoured
-    (stride, padding and its mode, dilation, groups, bias), because the layer itself runs, with W + ΔW for a kernel:
-    ΔW is as small as the kernel, so forming it costs next to nothing beside the convolution.
+    (stride, padding and its mode, dilation, groups, bias), because it is the layer itself that runs, with W + ΔW for a
+    kernel: ΔW is as small as the kernel, so forming it costs next to nothing beside the convolution.
     """
 
-    @classmethod
-    def from_layer(cls, layer: nn.Conv2d, basis: Tensor) -> NESSConv2d:
-        """Wrap ``layer``; ``basis`` is (d, r) with orthonormal columns, or (d + 1, r) for a layer with a bias.
-
-        Raises:
-            AdaptationError: the basis does not fit the layer.
-        """
-        return cls(layer, basis)
+    original = nn.Conv2d
+    kind = CONV2D
 
 
-class ProjectedLinear(_Projected, _Linear):
-    """A frozen ``nn.Linear`` plus a trainable ΔW that learns outside of the occupied directions: x (W + ΔW).
+class ProjectedLinear(Projected, _Weight, nn.Linear):  # type: ignore[misc, override]
+    """An ``nn.Linear`` whose trainable ΔW counts outside of the occupied directions: x (W + ΔW)."""
 
-    Attributes:
-        layer: the original layer, frozen.
-        occupied: M, (d, k), or (d + 1, k) with a last row for the bias; a buffer. Orthonormal.
-        update: ΔW, (d_out, d) or (d_out, d + 1), the only trainable parameter; zero at the start.
-    """
+    original = nn.Linear
+    kind = LINEAR
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(…, d) → (…, d_out)."""
-        layer = self.layer
-        if x.is_nested or x.numel() > layer.weight.numel():
-            return F.linear(x, *self.updated())
+        own = self._parameters
+        weight, bias = own["weight"], own["bias"]
+        assert weight is not None
+        few = input.numel() <= weight.numel() and not input.is_nested
+        if not (self.trusting and few and weight.dtype == self.update.dtype):
+            return F.linear(input, *self.updated())
         # Fewer inputs than the weight has rows: the gradient is formed from the projected inputs, which costs less.
         if self.augmented:
-            x = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
-            weight = torch.cat([layer.weight, layer.bias.unsqueeze(1)], dim=1)
-            return projected.linear(x, weight + self.update, self.occupied)
-        output = projected.linear(x, layer.weight + self.update, self.occupied)
-        return output if layer.bias is None else output + layer.bias
+            assert bias is not None
+            input = torch.cat([input, input.new_ones(*input.shape[:-1], 1)], dim=-1)
+            weight = torch.cat([weight, bias.unsqueeze(1)], dim=1)  # type: ignore[assignment]
+            return projected.linear(input, weight + self.update, self.occupied)
+        output = projected.linear(input, weight + self.update, self.occupied)
+        return output if bias is None else output + bias
 
 
-class ProjectedConv2d(_Projected, _Conv2d):
-    """A frozen ``nn.Conv2d`` plus a trainable ΔW that learns outside of the occupied directions.
+class ProjectedConv2d(Projected, _Weight, nn.Conv2d):  # type: ignore[override]
+    """An ``nn.Conv2d`` whose trainable ΔW counts outside of the occupied directions."""
 
-    Attributes as in :class:`ProjectedLinear`, with d = C_in/groups · k_h · k_w.
+    original = nn.Conv2d
+    kind = CONV2D
+
+
+_WRITTEN: dict[tuple[type[NESSLayer], Kind], type[NESSLayer]] = {
+    (Factored, LINEAR): NESSLinear,
+    (Factored, CONV2D): NESSConv2d,
+    (Projected, LINEAR): ProjectedLinear,
+    (Projected, CONV2D): ProjectedConv2d,
+}
+
+
+_MADE: dict[tuple[type, type, Kind], type[NESSLayer]] = {}
+
+
+def _adapted_class(form: type[NESSLayer], original: type[nn.Module], kind: Kind) -> type[NESSLayer]:
+    """``original`` extended by a form: one of the classes above, or one made after them, once."""
+    if (form, original, kind) not in _MADE:
+        _MADE[form, original, kind] = _make_class(form, original, kind)
+    return _MADE[form, original, kind]
+
+
+def _make_class(form: type[NESSLayer], original: type[nn.Module], kind: Kind) -> type[NESSLayer]:
+    written: type[NESSLayer] | None = _WRITTEN.get((form, kind))
+    if written is not None and written.original is original:
+        return written
+    faces = (written,) if written else (form, _InProjection if kind.name == "in_proj_weight" else _Weight)
+    prefix = "NESS" if form is Factored else "Projected"
+    members = {"original": original, "kind": kind, "__module__": __name__, "__doc__": original.__doc__}
+    return type(f"{prefix}{original.__name__}", (*faces, original), members)
+
+
+def _form_of(cls: type[NESSLayer]) -> type[NESSLayer]:
+    return Factored if issubclass(cls, Factored) else Projected
+
+
+def _blank(form: type[NESSLayer], original: type[nn.Module], kind: int) -> NESSLayer:
+    """An adapted layer without contents, for a copy to be unpacked into."""
+    cls = _adapted_class(form, original, KINDS[kind])
+    return cls.__new__(cls)
+
+
+def open_layer(layer: nn.Module, form: type[NESSLayer], directions: Tensor) -> NESSLayer:
+    """Make ``layer`` a NESS layer, in place: the same object, whose class is extended by ``form``.
+
+    Its own parameters stay registered under their names, so that the keys of its state stay what they were; whether
+    they are frozen is the caller's concern.
+
+    Args:
+        layer: of a kind that can be adapted.
+        form: :class:`Factored`, which takes U, or :class:`Projected`, which takes M.
+        directions: U (d, r) or M (d, k), in the layer's own order of inputs; a last row more for its bias.
+
+    Raises:
+        AdaptationError: the directions do not fit the layer, or are not finite real numbers.
     """
+    kind = known_kind(layer)
+    rows = check_directions(layer, kind, directions)
+    layer.__class__ = _adapted_class(form, type(layer), kind)
+    assert isinstance(layer, NESSLayer)
+    layer.directions = directions.shape[0]
+    layer.augmented = layer.directions > min(rows)
+    layer._open(directions)
+    return layer
+
+
+def check_directions(layer: nn.Module, kind: Kind, directions: Tensor) -> set[int]:
+    """The numbers of rows that directions of ``layer`` may have: d, or d + 1 for a layer with a bias.
+
+    Raises:
+        AdaptationError: these do not fit, or are not finite real numbers.
+    """
+    d = kind.dimension(layer)
+    rows = {d, d + 1} if kind.augments and kind.bias_of(layer) is not None else {d}
+    if directions.ndim != 2 or directions.shape[0] not in rows or directions.shape[1] > directions.shape[0]:
+        expected = " or ".join(str(row) for row in sorted(rows))
+        raise AdaptationError(
+            f"a basis for {layer} must be ({expected}, r) with r at most that, got {tuple(directions.shape)}"
+        )
+    if not directions.is_floating_point() or not torch.isfinite(directions).all():
+        raise AdaptationError(f"a basis for {layer} must hold finite real numbers, got NaN, infinity or another type")
+    return rows
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """In which type the update of a weight of type ``dtype`` is kept: in half precision no direction would be free."""
+    return dtype if dtype.itemsize >= 4 else torch.float32
+
+
+def _sum(own: Tensor, change: Tensor) -> Tensor:
+    """``own`` + ``change``, in the type of the first; rounded once."""
+    return (own + change).to(own.dtype)
+
+
+def _orthonormal(directions: Tensor) -> Tensor:
+    """An orthonormal basis of the span: ``directions`` themselves if they are one."""
+    exact = directions.detach().double()
+    gram = exact.T @ exact
+    if torch.allclose(
+        gram, torch.eye(len(gram)).to(gram), rtol=0, atol=1e-3 if directions.dtype.itemsize == 2 else 1e-5
+    ):
+        return directions.detach().clone()
+    left, values, _ = torch.linalg.svd(exact, full_matrices=False)
+    return left[:, values > 1e-10 * values.max()].to(directions.dtype)

@@ -8,11 +8,12 @@ rows sees it; the moment is the same to rounding, at little more than a third of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from nesskit.spectra.precision import float64_device
@@ -21,22 +22,46 @@ from nesskit.spectra.precision import float64_device
 BUFFER_VALUES = 2**20
 
 
-def patches(layer: nn.Conv2d, x: Tensor) -> Iterator[tuple[Tensor, int]]:
+class Geometry(NamedTuple):
+    """Where a convolution of one, two or three axes looks: sizes an axis, padded with zeros."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether :func:`patch_moment` knows it: an image has two axes, and a signal is an image of one row."""
+        return len(self.kernel_size) <= 2
+
+    def as_image(self) -> Geometry:
+        """The same with two axes, the first of size one."""
+        return Geometry((1, *self.kernel_size), (1, *self.stride), (0, *self.padding), (1, *self.dilation), self.groups)
+
+
+def patches(geometry: Geometry, x: Tensor) -> Iterator[tuple[Tensor, int]]:
     """im2col in pieces of bounded size, each with its number of samples × positions.
 
     Yields:
         (samples · positions · groups, C_in/groups · k_h · k_w) rows, laid out as the weight is, and their count.
     """
-    x = _pad(layer, x)
-    k_h, k_w = layer.kernel_size
+    if len(geometry.kernel_size) == 1:
+        geometry, x = geometry.as_image(), x.unsqueeze(2)
+    x = _pad(geometry, x)
+    if len(geometry.kernel_size) > 2:
+        yield from _volumes(geometry, x)
+        return
+    k_h, k_w = geometry.kernel_size
     for piece in _pieces(x, x[0].numel() * k_h * k_w):
-        columns = F.unfold(piece, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
+        columns = F.unfold(piece, geometry.kernel_size, dilation=geometry.dilation, stride=geometry.stride)
         n, _, positions = columns.shape
-        rows = columns.view(n, layer.groups, -1, positions).permute(0, 3, 1, 2)
-        yield rows.reshape(n * positions * layer.groups, -1), n * positions
+        rows = columns.view(n, geometry.groups, -1, positions).permute(0, 3, 1, 2)
+        yield rows.reshape(n * positions * geometry.groups, -1), n * positions
 
 
-def patch_moment(layer: nn.Conv2d, x: Tensor, augment: bool = False) -> tuple[Tensor, int]:
+def patch_moment(geometry: Geometry, x: Tensor, augment: bool = False) -> tuple[Tensor, int]:
     """Σ p pᵀ over all patches p of ``x``, (d, d) in float64, and how many samples × positions there are.
 
     Kernel row a sees of output row o the image row s·o + δ·a (stride s, dilation δ). So the block of kernel rows a, b
@@ -44,23 +69,25 @@ def patch_moment(layer: nn.Conv2d, x: Tensor, augment: bool = False) -> tuple[Te
     up the same products, but for those of the first and the last rows of an image. Groups are pooled.
 
     Args:
-        layer: gives kernel size, stride, padding, dilation and groups.
-        x: (n, C_in, h, w) or (C_in, h, w).
+        geometry: with one or two axes.
+        x: (n, C_in, h, w), or (n, C_in, w) with one axis.
         augment: end every patch with a 1: d grows by one.
     """
-    x = _pad(layer, x)
+    if len(geometry.kernel_size) == 1:
+        geometry, x = geometry.as_image(), x.unsqueeze(2)
+    x = _pad(geometry, x)
     n, channels, height, width = x.shape
-    (k_h, k_w), group = layer.kernel_size, channels // layer.groups
-    x = x.reshape(n * layer.groups, group, height, width)
+    (k_h, k_w), group = geometry.kernel_size, channels // geometry.groups
+    x = x.reshape(n * geometry.groups, group, height, width)
     row = k_w * group
     device = float64_device(x.device)
     blocks = torch.zeros(k_h, k_h, row, row, dtype=torch.float64, device=device)
     sums = blocks.new_zeros(k_h, row)
     for piece in _pieces(x, x[0].numel() * k_w):
-        rows = _flat_patches(layer, piece.to(device, torch.float64))  # (height, m, row)
-        for shared in _shared_rows(layer, height):
+        rows = _flat_patches(geometry, piece.to(device, torch.float64))  # (height, m, row)
+        for shared in _shared_rows(geometry, height):
             upper = rows[shared.rows].flatten(0, 1)
-            lower = rows[shared.rows_below(layer)].flatten(0, 1)
+            lower = rows[shared.rows_below(geometry)].flatten(0, 1)
             product = upper.T @ lower
             if augment and shared.distance == 0:
                 sums[shared.tops] += upper.sum(dim=0)
@@ -72,12 +99,24 @@ def patch_moment(layer: nn.Conv2d, x: Tensor, augment: bool = False) -> tuple[Te
     d = k_h * row
     # From (k_h, k_w, C) to the order of the weight, (C, k_h, k_w)
     moment = blocks.view(k_h, k_h, k_w, group, k_w, group).permute(3, 0, 2, 5, 1, 4).reshape(d, d)
-    positions = _positions(layer, 0, height) * _positions(layer, 1, width)
+    positions = _positions(geometry, 0, height) * _positions(geometry, 1, width)
     if augment:
         ones = sums.view(k_h, k_w, group).permute(2, 0, 1).reshape(d, 1)
-        corner = ones.new_full((1, 1), n * layer.groups * positions)
+        corner = ones.new_full((1, 1), n * geometry.groups * positions)
         moment = torch.cat([torch.cat([moment, ones], dim=1), torch.cat([ones.T, corner], dim=1)])
     return moment, n * positions
+
+
+def _volumes(geometry: Geometry, x: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """:func:`patches` of padded volumes, (n, C_in, depth, h, w)."""
+    for piece in _pieces(x, x[0].numel() * math.prod(geometry.kernel_size)):
+        windows = piece.unflatten(1, (geometry.groups, -1))
+        for axis, (size, stride, dilation) in enumerate(
+            zip(geometry.kernel_size, geometry.stride, geometry.dilation, strict=True), start=3
+        ):
+            windows = windows.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        rows = windows.permute(0, 3, 4, 5, 1, 2, 6, 7, 8).flatten(0, 4).flatten(1)
+        yield rows, len(rows) // geometry.groups
 
 
 class _SharedRows(NamedTuple):
@@ -87,19 +126,19 @@ class _SharedRows(NamedTuple):
     tops: list[int]
     rows: slice
 
-    def rows_below(self, layer: nn.Conv2d) -> slice:
+    def rows_below(self, geometry: Geometry) -> slice:
         """The image rows that the kernel rows ``distance`` below the ``tops`` see at the same time."""
-        shift = self.distance * layer.dilation[0]
+        shift = self.distance * geometry.dilation[0]
         return slice(self.rows.start + shift, self.rows.stop + shift, self.rows.step)
 
 
-def _shared_rows(layer: nn.Conv2d, height: int) -> Iterator[_SharedRows]:
+def _shared_rows(geometry: Geometry, height: int) -> Iterator[_SharedRows]:
     """For each distance of two kernel rows: the rows of an image, by which kernel rows see them.
 
     ``height`` is that of the padded image. Rows seen by the same kernel rows lie a stride apart, without gaps.
     """
-    kernel, stride, dilation = layer.kernel_size[0], layer.stride[0], layer.dilation[0]
-    outputs = _positions(layer, 0, height)
+    kernel, stride, dilation = geometry.kernel_size[0], geometry.stride[0], geometry.dilation[0]
+    outputs = _positions(geometry, 0, height)
     for distance in range(kernel):
         seen_by: dict[tuple[int, ...], list[int]] = {}
         for row in range(height):
@@ -111,19 +150,19 @@ def _shared_rows(layer: nn.Conv2d, height: int) -> Iterator[_SharedRows]:
             yield _SharedRows(distance, list(tops), slice(rows[0], rows[-1] + 1, stride))
 
 
-def _flat_patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _flat_patches(geometry: Geometry, x: Tensor) -> Tensor:
     """Patches of ``x`` (m, C, h, w), padded, that are one row high: (h, m · w_out, k_w · C)."""
     m, channels, height, width = x.shape
-    stride, dilation, k_w = layer.stride[1], layer.dilation[1], layer.kernel_size[1]
-    outputs = _positions(layer, 1, width)
+    stride, dilation, k_w = geometry.stride[1], geometry.dilation[1], geometry.kernel_size[1]
+    outputs = _positions(geometry, 1, width)
     x = x.permute(2, 0, 3, 1).contiguous()  # (h, m, w, C)
     steps = (m * width * channels, width * channels, stride * channels, dilation * channels, 1)
     return x.as_strided((height, m, outputs, k_w, channels), steps).reshape(height, m * outputs, k_w * channels)
 
 
-def _positions(layer: nn.Conv2d, axis: int, size: int) -> int:
+def _positions(geometry: Geometry, axis: int, size: int) -> int:
     """How many outputs an axis of this (padded) size has."""
-    return (size - layer.dilation[axis] * (layer.kernel_size[axis] - 1) - 1) // layer.stride[axis] + 1
+    return (size - geometry.dilation[axis] * (geometry.kernel_size[axis] - 1) - 1) // geometry.stride[axis] + 1
 
 
 def _pieces(x: Tensor, values: int) -> tuple[Tensor, ...]:
@@ -131,15 +170,6 @@ def _pieces(x: Tensor, values: int) -> tuple[Tensor, ...]:
     return x.split(max(1, BUFFER_VALUES // values))
 
 
-def _pad(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """``x`` as a batch, padded as the layer pads it, whatever the amount and the mode."""
-    x = x if x.ndim == 4 else x.unsqueeze(0)
-    if layer.padding == "valid":
-        return x
-    if layer.padding == "same":
-        totals = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-        sides = [(total // 2, total - total // 2) for total in totals]
-    else:
-        sides = [(amount, amount) for amount in layer.padding]  # type: ignore[misc]
-    amounts = [amount for side in reversed(sides) for amount in side]  # F.pad starts with the last axis
-    return F.pad(x, amounts, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+def _pad(geometry: Geometry, x: Tensor) -> Tensor:
+    """``x`` with zeros around it; another mode of padding is a matter of whoever calls the convolution."""
+    return F.pad(x, [amount for side in reversed(geometry.padding) for amount in (side, side)])

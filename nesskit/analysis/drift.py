@@ -10,8 +10,8 @@ Eq. 7 bounds the first term only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from torch.nn import functional as F  # noqa: N812
 from nesskit.adaptation.adapt import adapted_layers
 from nesskit.adaptation.capture import call, evaluating, named_layers
 from nesskit.analysis.checks import check_same_layers, ratio
-from nesskit.analysis.inputs import recorded
 from nesskit.errors import AdaptationError, NesskitError
 from nesskit.spectra.precision import float64_device
 
@@ -87,8 +86,8 @@ def output_drift(
     with ExitStack() as stack:
         stack.enter_context(evaluating(before))
         stack.enter_context(evaluating(after))
-        old = stack.enter_context(recorded({name: pair[0] for name, pair in pairs.items()}))
-        new = stack.enter_context(recorded({name: pair[1] for name, pair in pairs.items()}))
+        old = stack.enter_context(_recorded({name: pair[0] for name, pair in pairs.items()}))
+        new = stack.enter_context(_recorded({name: pair[1] for name, pair in pairs.items()}))
         for batch in batches:
             outputs = _outputs(before, batch), _outputs(after, batch)
             moved += float((outputs[1] - outputs[0]).square().sum())
@@ -165,7 +164,7 @@ def _paired_layers(before: nn.Module, after: nn.Module, names: Sequence[str] | N
     """For each name the layer of either model."""
     if adapted_layers(before) or adapted_layers(after):
         raise AdaptationError("a model still has NESS layers: merge(model), or a merged copy, comes first")
-    old, new = named_layers(before, names), named_layers(after, names)
+    old, new = _plain_layers(before, names), _plain_layers(after, names)
     check_same_layers("the two models", old, new)
     for name, layer in old.items():
         if layer is new[name]:
@@ -176,6 +175,36 @@ def _paired_layers(before: nn.Module, after: nn.Module, names: Sequence[str] | N
                 "before and after must be two states of one network"
             )
     return {name: (layer, new[name]) for name, layer in old.items()}
+
+
+def _plain_layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, Layer]:
+    """Linear layers and convolutions of images; a name of another layer is refused."""
+    found: dict[str, Layer] = {}
+    for name, layer in named_layers(model, names).items():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            found[name] = layer
+        elif names is not None:
+            raise AdaptationError(f"layer '{name}' is a {type(layer).__name__}: drift is of Linear and Conv2d layers")
+    return found
+
+
+@contextmanager
+def _recorded(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+    """Inside, a copy of the input of every call of each layer is appended to its list."""
+    calls: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def recording(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else kwargs["input"]
+            x = torch.cat(x.unbind()) if x.is_nested else x
+            calls[name].append(x.clone())  # what comes after may change it in place
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(recording(name), with_kwargs=True).remove)
+        yield calls
 
 
 def _outputs(model: nn.Module, batch: Any) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nesskit.adaptation.capture import call, evaluating, layer_inputs, named_layers
+from nesskit.adaptation.capture import call, evaluating, named_layers
+from nesskit.adaptation.watch import Use, watching
+from nesskit.adaptation.weights import known_kind
 from nesskit.errors import SpectrumError
 
 
@@ -22,38 +23,26 @@ def collect_inputs(model: nn.Module, batches: Iterable[Any], layer: str, augment
     Args:
         model: any module; it runs in evaluation mode and comes back in the mode it was in.
         batches: as in :func:`collect_moments`.
-        layer: name of a Linear or Conv2d layer.
-        augment_bias: a last column of ones, if the layer has a bias.
+        layer: name of a layer that can be adapted.
+        augment_bias: a last column of ones, if the layer has a bias that can be adapted.
 
     Raises:
         AdaptationError: there is no such layer.
         SpectrumError: it was never run.
     """
-    module = named_layers(model, [layer])[layer]
-    with evaluating(model), recorded({layer: module}) as calls:
+    chosen = named_layers(model, [layer])
+    module = chosen[layer]
+    kind = known_kind(module)
+    augment = augment_bias and kind.augments and module.bias is not None
+    rows: list[Tensor] = []
+
+    def seen(_: str, use: Use) -> None:
+        rows.extend(piece.clone() for piece, _ in use.rows(augment))  # what comes after may change it in place
+
+    with evaluating(model), watching(model, chosen, {layer: kind}, seen) as watch:
         for batch in batches:
             call(model, batch)
-    augment = augment_bias and module.bias is not None
-    rows = [piece for x in calls[layer] for piece, _ in layer_inputs(module, x, augment)]
+            watch.forget_copies()
     if not rows:
         raise SpectrumError(f"layer '{layer}' was never run: pass batches that reach it")
     return torch.cat(rows)
-
-
-@contextmanager
-def recorded(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
-    """Inside, a copy of the input of every call of each layer is appended to its list."""
-    calls: dict[str, list[Tensor]] = {name: [] for name in layers}
-
-    def recording(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["input"]
-            x = torch.cat(x.unbind()) if x.is_nested else x
-            calls[name].append(x.clone())  # what comes after may change it in place
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(recording(name), with_kwargs=True).remove)
-        yield calls

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from nesskit.adaptation.adapt import adaptable_layers
+from nesskit.adaptation.weights import known_kind
 from nesskit.analysis.checks import Array, Matrix, as_matrix, as_spectrum, check_profiles, check_same_layers
 from nesskit.errors import NesskitError, SpectrumError
 from nesskit.spectra.moment import Moment
@@ -37,7 +38,11 @@ def profile_layers(
 
 def layer_weights(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the weight of every layer that can be adapted, (d_out, d): what an update is the difference of."""
-    return {name: layer.weight.detach().flatten(1).clone() for name, layer in adaptable_layers(model).items()}
+    weights = {}
+    for name, layer in adaptable_layers(model).items():
+        kind = known_kind(layer)
+        weights[name] = kind.layout.matrix(layer, kind.weight_of(layer).detach()).clone()
+    return weights
 
 
 def profiles_by_task(profiles: Sequence[LayerProfile]) -> dict[int, list[LayerProfile]]:

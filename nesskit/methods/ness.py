@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from nesskit.adaptation.adapt import adapt, adapted_layers, merge
 from nesskit.adaptation.capture import collect_moments, evaluating
-from nesskit.adaptation.layers import NESSLayer, ProjectedConv2d, ProjectedLinear
+from nesskit.adaptation.layers import NESSLayer, Projected
+from nesskit.adaptation.weights import known_kind
 from nesskit.errors import SpectrumError
 from nesskit.methods.base import Method
 from nesskit.methods.subspace import BATCH, keep_running_statistics
@@ -94,7 +95,6 @@ class NESS(Method):
         self.spaces: dict[str, NullSpace] = {}  # by layer, during a task after the first
         self.projected: list[str] = []  # of these the layers that train ΔW in the projected form
         self.may_project = False
-        self._frozen: list[nn.Parameter] = []
 
     def begin_run(self, training: TrainingSettings) -> None:
         """Whether layers may take the projected form (layers.py), which is cheaper and, under SGD, equal.
@@ -113,6 +113,9 @@ class NESS(Method):
         rule = self.settings.filter
         probes = self._probes(model, data, list(moments)) if rule.needs_probe else {}
         for name, moment in moments.items():
+            layer = model.backbone.get_submodule(name)
+            if not known_kind(layer).weight_of(layer).requires_grad:
+                continue  # frozen by the user, and so it stays
             spectrum = moment.spectrum()
             self.spaces[name] = NullSpace(spectrum, rule.weights(spectrum, probes.get(name)), moment.count)
         if not any(space.weights.any() for space in self.spaces.values()):
@@ -145,7 +148,7 @@ class NESS(Method):
         The cap keeps ‖V‖₂ ≤ √ε/σ_j exactly (Eq. 8, for any rule: σ_j is the largest free σ).
         """
         for name, layer in adapted_layers(model.backbone).items():
-            if isinstance(layer, ProjectedLinear | ProjectedConv2d):
+            if isinstance(layer, Projected):
                 layer.remove_round_off()
             elif self.settings.stability is not None and self.spaces[name].largest_free > 0:
                 limit = math.sqrt(self.settings.stability) / self.spaces[name].largest_free
@@ -155,9 +158,7 @@ class NESS(Method):
         """Fold the updates into the weights, then remember what the layers see of this task."""
         profiles = [self._profile(model, name, data.index) for name in self.spaces]
         merge(model.backbone)
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        self._frozen, self.spaces, self.projected = [], {}, []
+        self.spaces, self.projected = {}, []
         if self.settings.memory == "data":
             self.old_inputs.append((data.train.x, data.normalisation))
         else:
@@ -218,21 +219,21 @@ class NESS(Method):
         return moments
 
     def _adapt(self, model: TaskModel) -> None:
-        """Freeze the backbone and put an update beside every layer that has a free direction."""
-        self._frozen = [p for p in model.backbone.parameters() if p.requires_grad]
+        """Freeze the backbone, but for an update of every layer that has a free direction."""
         adapt(
             model.backbone,
             {name: s.basis for name, s in self.spaces.items() if s.rank and name not in self.projected},
             {name: self.spaces[name].occupied for name in self.projected},
         )
-        for parameter in self._frozen:
-            parameter.requires_grad_(False)
+        for layer in adapted_layers(model.backbone).values():
+            if isinstance(layer, Projected):
+                layer.trusting = True  # the form is taken under SGD alone
 
     def _profile(self, model: TaskModel, name: str, task: int) -> LayerProfile:
         layer, space = model.backbone.get_submodule(name), self.spaces[name]
         augmented = self.settings.bias == "augment"
         if isinstance(layer, NESSLayer):
-            weight, update = weight_matrix(layer.layer, augmented), layer.update_matrix()
+            weight, update = weight_matrix(layer, augmented), layer.update_matrix()
         else:  # no direction was free, so the layer was left as it is
             weight = weight_matrix(layer, augmented)
             update = torch.zeros_like(weight)
@@ -246,7 +247,7 @@ class NESS(Method):
         return {
             name: Probe(
                 weight_matrix(layer, augmented),
-                _matrix(gradients[name], augmented) if gradients else None,
+                _matrix(layer, gradients[name], augmented) if gradients else None,
                 tasks=data.index,
             )
             for name, layer in layers.items()
@@ -254,7 +255,7 @@ class NESS(Method):
 
     def _gradients(self, model: TaskModel, data: TaskData, layers: Mapping[str, nn.Module]) -> dict[str, list[Tensor]]:
         """For each layer the gradients of its weight and bias over all training examples: where a task pushes first."""
-        own = {name: list(layer.parameters(recurse=False)) for name, layer in layers.items()}
+        own = {name: _weight_and_bias(layer) for name, layer in layers.items()}
         parameters = [p for group in own.values() for p in group]
         total = {p: torch.zeros_like(p) for p in parameters}
         with evaluating(model):
@@ -295,10 +296,18 @@ def cap_spectral_norm_(coefficients: Tensor, limit: float) -> None:
 
 
 def weight_matrix(layer: nn.Module, augmented: bool) -> Tensor:
-    """The weight as (d_out, d), with the bias as a last column if ``augmented`` and there is one."""
-    return _matrix([p.detach() for p in layer.parameters(recurse=False)], augmented)
+    """W as (d_out, d), of an adapted layer without its update; with the bias as a last column if ``augmented``."""
+    return _matrix(layer, [p.detach() for p in _weight_and_bias(layer)], augmented)
 
 
-def _matrix(tensors: Sequence[Tensor], augmented: bool) -> Tensor:
-    weight, *bias = (t.flatten(1) if t.ndim > 1 else t.unsqueeze(1) for t in tensors)
-    return torch.cat([weight, *bias], dim=1) if augmented else weight
+def _weight_and_bias(layer: nn.Module) -> list[nn.Parameter]:
+    """The weight of a layer, and its bias if it has one that can learn with it."""
+    kind = known_kind(layer)
+    bias = kind.bias_of(layer) if kind.augments else None
+    return [kind.weight_of(layer), *([] if bias is None else [bias])]
+
+
+def _matrix(layer: nn.Module, tensors: Sequence[Tensor], augmented: bool) -> Tensor:
+    weight, *bias = tensors
+    matrix = known_kind(layer).layout.matrix(layer, weight)
+    return torch.cat([matrix, *(b.unsqueeze(1) for b in bias)], dim=1) if augmented else matrix

@@ -7,15 +7,16 @@ is filtered *softly*, 1/(1 + σ²/α); it is enforced by projecting the *gradien
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nesskit.adaptation.capture import evaluating, layer_inputs, named_layers
-from nesskit.methods.subspace import SubspaceMethod, protected_weights
+from nesskit.adaptation.capture import evaluating
+from nesskit.adaptation.watch import Use, watching
+from nesskit.adaptation.weights import known_kind
+from nesskit.methods.subspace import SubspaceMethod, protected_layers, protected_weights
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import OWMSettings
 from nesskit.spectra.precision import float64_device
@@ -108,24 +109,15 @@ def update_projector(projector: Tensor, rows: Tensor, alpha: float) -> Tensor:
 @torch.no_grad()
 def batch_means(backbone: nn.Module, batches: Iterable[Tensor]) -> Iterable[dict[str, Tensor]]:
     """For each batch: layer name → (positions, d), the mean over the batch of the layer's input at each position."""
-    means: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(backbone))
-        for name, layer in named_layers(backbone).items():
-            stack.callback(layer.register_forward_pre_hook(_keeping_mean(means, name), with_kwargs=True).remove)
-        for batch in batches:
-            means.clear()
+    means: dict[str, list[Tensor]] = {}
+
+    def seen(name: str, use: Use) -> None:
+        means.setdefault(name, []).extend(rows for rows, _ in use.mean().rows())
+
+    layers = protected_layers(backbone)
+    kinds = {name: known_kind(layer) for name, layer in layers.items()}
+    for batch in batches:
+        means.clear()
+        with evaluating(backbone), watching(backbone, layers, kinds, seen):
             backbone(batch)
-            yield dict(means)
-
-
-def _keeping_mean(means: dict[str, Tensor], name: str) -> Callable[..., None]:
-    """A hook that notes the mean of a layer's input; the patches of a mean image are the means of the patches."""
-
-    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
-        mean = (args[0] if args else kwargs["input"]).mean(dim=0, keepdim=True)
-        before = [means[name]] if name in means else []  # a layer may be called more than once
-        means[name] = torch.cat([*before, *(rows for rows, _ in layer_inputs(layer, mean))])
-
-    return hook
+        yield {name: torch.cat(rows) for name, rows in means.items()}

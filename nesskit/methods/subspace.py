@@ -64,7 +64,16 @@ class SubspaceMethod(Method):
 
 def protected_weights(model: TaskModel) -> dict[str, Tensor]:
     """Layer name → weight, (d_out, …), of every linear layer and convolution of the backbone."""
-    return {name: layer.weight for name, layer in adaptable_layers(model.backbone).items()}
+    return {name: layer.weight for name, layer in protected_layers(model.backbone).items()}  # type: ignore[misc]
+
+
+def protected_layers(backbone: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers and convolutions by name: layers whose ``weight`` has a row an output, as projections take it."""
+    return {
+        name: layer
+        for name, layer in adaptable_layers(backbone).items()
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    }
 
 
 def keep_running_statistics(model: nn.Module) -> None:
@@ -87,7 +96,7 @@ def moments_of(model: TaskModel, data: TaskData, x: Tensor | None = None) -> dic
     """
     chosen = data.train.x if x is None else x
     batches = (normalise(piece, data.normalisation) for piece in chosen.split(BATCH))
-    moments = collect_moments(model.backbone, batches)
+    moments = collect_moments(model.backbone, batches, list(protected_layers(model.backbone)))
     for name, moment in moments.items():
         if moment.count == 0:
             raise SpectrumError(f"layer '{name}' was never called, so its inputs are unknown and cannot be protected")
