@@ -1,7 +1,11 @@
-"""One training step: the plain network, adapted by NESS, in the factored form alone, and with W + UV formed densely.
+"""One training step: the plain network, and adapted by NESS in several ways.
+
+`ness` is the method as it is, which chooses each layer's form; `factored` is it without the choice; `dense` forms
+W + UV in every forward pass; `anchored` trains W itself and takes out of every gradient, and out of W - W₀ after every
+step, what lies along the occupied directions.
 
 They take turns within one process, each as the library trains it (method, optimizer, decay), so that their ratios hold
-on a noisy machine. `ness` is the method as it is: it chooses each layer's form; `factored` is it without the choice.
+on a noisy machine.
 
     python speed/training_step.py            # some minutes
     python speed/training_step.py --quick    # the small networks, fewer rounds
@@ -25,6 +29,7 @@ from nesskit.methods import Method
 from nesskit.networks import MLP, AlexNet, ResNet18
 from nesskit.spectra.filters import HardFilter, Probe
 from nesskit.spectra.moment import Moment
+from nesskit.spectra.projections import project_out
 from nesskit.spectra.spectrum import Spectrum
 from nesskit.streams.batches import Batch, TaskData
 from nesskit.training.optim import make_optimizer
@@ -86,6 +91,32 @@ class Dense(NESS):
         return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay}]
 
 
+class Anchored(NESS):
+    """The constraint held where the weight lives, whatever the optimizer does."""
+
+    def _adapt(self, model: TaskModel) -> None:
+        model.backbone.requires_grad_(False)
+        self.held = []
+        for name, space in self.spaces.items():
+            weight = model.backbone.get_submodule(name).weight.requires_grad_()
+            self.held.append((weight, weight.detach().clone(), space.occupied.to(weight)))
+
+    def parameter_groups(self, model: TaskModel, tasks: Any, weight_decay: float) -> list[dict[str, Any]]:
+        return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay}]
+
+    def adjust_gradients(self, model: TaskModel) -> None:
+        for weight, _, occupied in self.held:
+            weight.grad = project_out(weight.grad, occupied)
+
+    @torch.no_grad()
+    def step(self, model: TaskModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        with torch.enable_grad():
+            loss = super().step(model, batch, optimizer)
+        for weight, anchor, occupied in self.held:
+            weight.copy_(anchor + project_out(weight - anchor, occupied))
+        return loss
+
+
 class Factored(NESS):
     """NESS with V for every layer."""
 
@@ -122,6 +153,7 @@ METHODS: dict[str, Callable[[NESSSettings], Method]] = {
     "ness": NESS,
     "factored": Factored,
     "dense": Dense,
+    "anchored": Anchored,
 }
 
 
@@ -170,7 +202,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for device in [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available():
         print(f"{device}, batch {BATCH}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-        print(f"{'network':10} {'optimizer':14} {'free':>5} {'plain':>9}   ness  factored  dense")
+        print(f"{'network':10} {'optimizer':14} {'free':>5} {'plain':>9}   ness  factored  dense  anchored")
         for network, case in CASES.items():
             if quick and network in ("AlexNet", "ResNet18"):
                 continue
@@ -185,7 +217,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
                     found = quickest(ways, case, rounds, device.type == "cuda")
                     key = f"{device}/{network}/{optimizer}/{share:.0%}"
                     figures |= {f"{key}/{way}": round(value, 6) for way, value in found.items()}
-                    ratios = "  ".join(f"{found[way]:6.2f}" for way in ("ness", "factored", "dense"))
+                    ratios = "  ".join(f"{found[way]:6.2f}" for way in ("ness", "factored", "dense", "anchored"))
                     plain = f"{1e3 * found['plain']:6.2f} ms"
                     print(f"{network:10} {optimizer:14} {share:5.0%} {plain} {ratios}", flush=True)
     return figures

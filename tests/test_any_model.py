@@ -188,6 +188,14 @@ def test_merge_refuses_what_was_moved_by_hand_and_can_undo_it():
     assert_stays(model, old, before)
 
 
+def test_merge_refuses_a_weight_that_was_replaced():
+    model, old = network(), old_inputs()
+    adapt(model, old)
+    model[0].weight = nn.Parameter(model[0].frozen_weight + 1)
+    with pytest.raises(AdaptationError, match=r"'0\.weight' was frozen, but has moved by 22\.6"):
+        nesskit.merge(model)
+
+
 def test_what_the_user_froze_is_left_alone():
     model, old = network(), old_inputs()
     model[0].requires_grad_(False)

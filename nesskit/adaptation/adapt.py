@@ -151,7 +151,7 @@ def merge(model: Model, *, restore: bool = False) -> Model:
     for root in frozen:
         if restore:
             root._freeze.restore()  # type: ignore[operator, union-attr]
-        for name, distance in root._freeze.moved():  # type: ignore[operator, union-attr]
+        for name, distance in root._freeze.moved(root):  # type: ignore[operator, union-attr]
             raise AdaptationError(
                 f"'{name}' was frozen, but has moved by {distance:.3g} since adapt(): old outputs are no longer what "
                 "they were. Train only what has requires_grad, or undo this with merge(model, restore=True)"

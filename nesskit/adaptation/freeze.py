@@ -10,6 +10,7 @@ statistics of BatchNorm move whenever the model runs in training mode. Here
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -55,19 +56,23 @@ class Freeze:
         for name, kept in self.buffers.items():
             kept.take(model.get_submodule(name))
 
-    def moved(self) -> Iterator[tuple[str, float]]:
-        """Name of each frozen parameter that is not what it was, and ‖now - then‖_F."""
+    def moved(self, model: nn.Module) -> Iterator[tuple[str, float]]:
+        """Name of each frozen parameter that is not what it was, and ‖now - then‖_F; infinite if it is gone."""
+        present = dict(model.named_parameters())
         for name, then in self.values.items():
-            now = self.parameters[name].detach()
-            then = then.to(now)  # the whole model may have been cast
+            now = present.get(name)
+            if now is None or now.shape != then.shape:
+                yield name, math.inf
+                continue
+            now, then = now.data, then.to(now)  # the whole model may have been cast
             if not torch.equal(now, then) and not ((now == then) | (now.isnan() & then.isnan())).all():
                 yield name, float(torch.linalg.vector_norm(now.double() - then.double()))
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back what moved."""
-        for name, _ in list(self.moved()):
-            self.parameters[name].copy_(self.values[name])
+        """Put back what moved, as far as it is still there."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.values[name])
 
     def thaw(self, model: nn.Module) -> None:
         """Let go: what was trainable is so again, what the user had frozen is not, running state runs."""

@@ -122,7 +122,7 @@ class NESSLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
-        return f"rank={self.rank} of {self.directions}"
+        return f"{self.original.extra_repr(self)}, rank={self.rank} of {self.directions}".removeprefix(", ")
 
     def __reduce__(self) -> Any:
         """Classes made here are made anew where a copy is unpacked."""
