@@ -110,4 +110,4 @@ def test_pages_and_tables_travel_with_the_package():
 
     files = importlib.resources.files("nesskit")
     assert (files / "py.typed").is_file()
-    assert (files / "templates" / "report.html").is_file()
+    assert (files / "report" / "templates" / "report.html").is_file()
