@@ -1,7 +1,7 @@
 """Every exercise of the course, graded for real: right, left empty, typically mistaken, raising, killing the kernel.
 
-Copies are handed in by students of these names, and graded in one go. ``make test`` takes one notebook a level, ``make
-test-all`` all of them; see the marker ``every``.
+Copies are handed in by students of these names, and graded in one go a notebook. ``make test`` takes the quickest
+notebook, ``make test-all`` all of them; see the marker ``every``.
 """
 
 import re
@@ -21,7 +21,7 @@ MISTAKES = Path(__file__).parent / "mistakes"
 REGION = re.compile(r"( *)### BEGIN SOLUTION.*### END SOLUTION", re.DOTALL)
 TRACEBACK = "Traceback (most recent call last)"
 
-pytestmark = pytest.mark.timeout(3600)  # the first test waits for all copies
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # the first test of a notebook waits for all its copies
 
 
 def mistakes_of(path):
@@ -37,16 +37,17 @@ def seconds(path):
 
 
 def parameters(values=lambda path: [()]):
-    """(path, …) of every notebook; all but the quickest of a level are marked ``every``."""
+    """(path, …) of every notebook; all but the quickest are marked ``every``. Each is graded on one worker."""
+    paths = [path for notebooks in levels().values() for path in notebooks]
+    quickest = min(paths, key=seconds)
     return [
         pytest.param(
             path,
             *value,
             id="-".join([path.stem, *value]),
-            marks=[] if path == min(notebooks, key=seconds) else [pytest.mark.every],
+            marks=[pytest.mark.xdist_group(path.stem), *([] if path == quickest else [pytest.mark.every])],
         )
-        for notebooks in levels().values()
-        for path in notebooks
+        for path in paths
         for value in values(path)
     ]
 
@@ -101,19 +102,24 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def graded(request, tmp_path_factory):
-    """All copies of the notebooks that the selected tests ask for."""
-    folder = tmp_path_factory.mktemp("exercises")
-    wanted = {item.callspec.params["path"] for item in request.session.items if "graded" in item.fixturenames}
-    for path in sorted(wanted):
-        level = path.parent.name
-        (folder / "source" / level).mkdir(parents=True, exist_ok=True)
+def outcomes():
+    """What was graded already, by notebook."""
+    return {}
+
+
+@pytest.fixture
+def graded(path, outcomes, tmp_path_factory):
+    """All copies of the notebook ``path``."""
+    if path not in outcomes:
+        folder, level = tmp_path_factory.mktemp("exercises"), path.parent.name
+        (folder / "source" / level).mkdir(parents=True)
         (folder / "source" / level / path.name).write_bytes(path.read_bytes())
         for student, notebook in copies(path):
             copy = folder / "submitted" / student / level / path.name
-            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.parent.mkdir(parents=True)
             nbformat.write(notebook, copy)
-    return Outcome(grade(folder / "submitted", folder / "grades", folder / "source"))
+        outcomes[path] = Outcome(grade(folder / "submitted", folder / "grades", folder / "source"))
+    return outcomes[path]
 
 
 def full(path):
