@@ -21,7 +21,7 @@ OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links '$(WHEELHOUSE)')
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 NBVAL := $(BIN)/python -m pytest -q --nbval --nbval-sanitize-with course/sanitize.cfg -p no:cacheprovider notebooks
 
-.PHONY: help setup demo test test-all test-rest test-browser test-notebooks bench lab explorer student grade wheelhouse clean
+.PHONY: help setup demo test test-all test-rest test-browser test-notebooks bench lab explorer student grade wheelhouse dist clean
 
 help:
 	@echo "make demo      see NESS remember what fine-tuning forgets (about a minute after installation)"
@@ -34,6 +34,7 @@ help:
 	@echo "make student   the notebooks for students, without solutions, in $(STUDENT)"
 	@echo "make grade SUBMITTED=<folder>  grade what students hand in (this runs their code)"
 	@echo "make wheelhouse  every package in one folder, for a classroom without internet"
+	@echo "make dist      what a release consists of, in dist/: a source distribution and a wheel"
 	@echo "make setup     install into $(VENV) only; with WHEELHOUSE=wheelhouse without internet"
 	@echo "make clean     remove $(VENV) and caches (runs/, data/, dist/ and grades/ stay)"
 
@@ -97,6 +98,10 @@ wheelhouse: $(INSTALLED)
 	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse $(TORCH_FROM) torch
 	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse --find-links wheelhouse '.[test,course,cluster]' 'setuptools>=77'
 	@du -sh wheelhouse
+
+# With the tools of the environment, so that it needs no internet; the wheel is built from the source distribution.
+dist: $(INSTALLED)
+	$(BIN)/python -m build --no-isolation
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

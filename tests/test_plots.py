@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from nesskit import plots
 from nesskit.errors import NesskitError
 from nesskit.runs.record import EpochRecord, Run
+from nesskit.settings import METHOD_SETTINGS
 from nesskit.spectra.profile import LayerProfile
 
 nan = np.nan
@@ -290,6 +291,7 @@ def test_figures_go_where_they_are_told():
 
 def test_methods_differ_without_colour_and_keep_their_look():
     looks = plots.METHOD_LOOKS
+    assert looks.keys() == METHOD_SETTINGS.keys()
     assert len({(look.colour, look.line) for look in looks.values()}) == len(looks)
     assert len({look.marker for look in looks.values()}) == len(looks)
     chosen = plots.method_looks(["ness (eps=0.01)", "finetune", "ness (eps=0.02)", "ness (eps=0.03)"])

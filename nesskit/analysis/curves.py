@@ -22,8 +22,26 @@ from nesskit.spectra.profile import LayerProfile
 from nesskit.spectra.spectrum import Spectrum
 
 
+class BesideOutputs:
+    """Interference and its bound as shares of the old outputs, for whatever knows these three norms."""
+
+    interference: float
+    bound: float
+    output_norm: float
+
+    @property
+    def relative_interference(self) -> float:
+        """‖ΔW I‖_F / ‖W I‖_F."""
+        return ratio(self.interference, self.output_norm)
+
+    @property
+    def relative_bound(self) -> float:
+        """The bound over ‖W I‖_F."""
+        return ratio(self.bound, self.output_norm)
+
+
 @dataclass(frozen=True)
-class LayerPoint:
+class LayerPoint(BesideOutputs):
     """What one filter does to one layer and one update.
 
     Attributes:
@@ -69,16 +87,6 @@ class LayerPoint:
     def energy_share(self) -> float:
         """Energy kept over that of the whole update; NaN for an update of zeros."""
         return ratio(self.energy_kept, self.energy)
-
-    @property
-    def relative_interference(self) -> float:
-        """‖ΔW I‖_F / ‖W I‖_F."""
-        return ratio(self.interference, self.output_norm)
-
-    @property
-    def relative_bound(self) -> float:
-        """The bound over ‖W I‖_F."""
-        return ratio(self.bound, self.output_norm)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nesskit.experiments.published import PUBLISHED
+from nesskit.experiments.published import PUBLISHED, falling_rate
 from nesskit.settings import (
     AdamNSCLSettings,
     DFGPSettings,
@@ -26,10 +26,6 @@ from nesskit.settings import (
     TRGPSettings,
 )
 from nesskit.spectra.filters import FrobeniusThreshold, NuclearThreshold, SoftFilter
-
-if TYPE_CHECKING:
-    pass
-
 
 DEFAULT_PRESET = "default"
 
@@ -190,15 +186,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             "split-cifar100",
             "10 tasks of 10 classes of CIFAR-100, 5-layer AlexNet",
             NetworkSettings("alexnet"),
-            TrainingSettings(
-                epochs=200,
-                lr=0.005,
-                weight_decay=1e-4,
-                lr_factor=1 / 2,
-                lr_patience=6,
-                lr_minimum=1e-5,
-                evaluation_batch_size=64,
-            ),
+            falling_rate(200, 0.005, 1 / 2, 6, 1e-5, weight_decay=1e-4),
             eps=0.001,
             sam_lr=0.05,
             in_text={},
@@ -207,15 +195,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             "five-datasets",
             "5 tasks of 10 classes: CIFAR-10, MNIST, SVHN, Fashion-MNIST, notMNIST; reduced ResNet18",
             NetworkSettings("resnet18"),
-            TrainingSettings(
-                epochs=200,
-                lr=0.05,
-                weight_decay=5e-5,
-                lr_factor=1 / 3,
-                lr_patience=5,
-                lr_minimum=1e-3,
-                evaluation_batch_size=64,
-            ),
+            falling_rate(200, 0.05, 1 / 3, 5, 1e-3, weight_decay=5e-5),
             eps=0.001,
             sam_lr=0.1,
             in_text={"epochs": 100},
@@ -224,15 +204,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             "split-miniimagenet",
             "20 tasks of 5 classes of MiniImageNet, reduced ResNet18 with a stem of stride 2",
             NetworkSettings("resnet18", stem_stride=2),
-            TrainingSettings(
-                epochs=100,
-                lr=0.01,
-                weight_decay=1e-5,
-                lr_factor=1 / 3,
-                lr_patience=5,
-                lr_minimum=1e-3,
-                evaluation_batch_size=64,
-            ),
+            falling_rate(100, 0.01, 1 / 3, 5, 1e-3, weight_decay=1e-5),
             eps=0.0005,
             sam_lr=0.1,
             in_text={"lr_factor": 1 / 2, "lr_patience": 6},

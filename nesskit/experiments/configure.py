@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nesskit import userfiles
 from nesskit.errors import UnknownNameError
-from nesskit.settings import (
-    NetworkSettings,
-    RunSettings,
-    settings_type,
-)
+from nesskit.experiments.benchmarks import BENCHMARKS, DEFAULT_PRESET, DIGITS_TRAINING, Benchmark, Preset
+from nesskit.settings import NetworkSettings, RunSettings, settings_type
 from nesskit.spectra.filters import parse_filter
 from nesskit.streams import load_stream_function
-
-if TYPE_CHECKING:
-    pass
-from nesskit.experiments.benchmarks import BENCHMARKS, DEFAULT_PRESET, DIGITS_TRAINING, Benchmark, Preset
 
 
 def configure(

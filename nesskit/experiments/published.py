@@ -5,6 +5,8 @@ Like the presets that are made from them, this loads no torch.
 
 from __future__ import annotations
 
+from typing import Any
+
 from nesskit.settings import (
     AdamNSCLSettings,
     AGEMSettings,
@@ -22,17 +24,28 @@ from nesskit.spectra.filters import SmallestMultiple
 Published = dict[str, tuple[TrainingSettings, MethodSettings]]  # by the method's name
 
 
-def _sgd(epochs: int, lr: float, factor: float, patience: int, minimum: float) -> TrainingSettings:
-    """Plain SGD in batches of 64 with a learning rate that falls when the validation loss does not."""
+def falling_rate(
+    epochs: int, lr: float, factor: float, patience: int, minimum: float, **others: Any
+) -> TrainingSettings:
+    """The training of these benchmarks: its learning rate falls while the validation loss does not.
+
+    The rate is multiplied by ``factor`` after ``patience`` epochs without a lower loss, and a task ends when it would
+    fall under ``minimum``. Evaluations are in batches of 64; ``others`` are further fields of the settings.
+    """
     return TrainingSettings(
         epochs=epochs,
         lr=lr,
-        momentum=0.0,
         lr_factor=factor,
         lr_patience=patience,
         lr_minimum=minimum,
         evaluation_batch_size=64,
+        **others,
     )
+
+
+def _sgd(epochs: int, lr: float, factor: float, patience: int, minimum: float) -> TrainingSettings:
+    """Plain SGD with a falling learning rate."""
+    return falling_rate(epochs, lr, factor, patience, minimum, momentum=0.0)
 
 
 def _adam_nscl(lr: float, batch_size: int) -> tuple[TrainingSettings, MethodSettings]:
@@ -41,17 +54,7 @@ def _adam_nscl(lr: float, batch_size: int) -> tuple[TrainingSettings, MethodSett
     There the rate falls after 30 and 60 epochs, is 5e-5 after task 1 and 1e-3 for heads, and U Uᵀ is divided by its
     norm. Here it falls by half when the validation loss does not, and is the same for all weights.
     """
-    training = TrainingSettings(
-        epochs=80,
-        batch_size=batch_size,
-        optimizer="adam",
-        lr=lr,
-        weight_decay=5e-5,
-        lr_factor=1 / 2,
-        lr_patience=6,
-        lr_minimum=1e-6,
-        evaluation_batch_size=64,
-    )
+    training = falling_rate(80, lr, 1 / 2, 6, 1e-6, optimizer="adam", batch_size=batch_size, weight_decay=5e-5)
     return training, AdamNSCLSettings(SmallestMultiple(10))
 
 
@@ -86,17 +89,22 @@ def _owm() -> tuple[TrainingSettings, MethodSettings]:
     return training, OWMSettings(alpha=1.0, alpha_decay=1e-5, batch=64)
 
 
+# Saha et al. 2021 train GPM like this; what builds on it is trained alike where its authors say nothing else.
+GPM_ON_CIFAR100 = _sgd(200, 0.01, 1 / 2, 6, 1e-5)
+GPM_ON_FIVE_DATASETS = _sgd(100, 0.1, 1 / 3, 5, 1e-3)
+GPM_ON_MINIIMAGENET = _sgd(100, 0.1, 1 / 2, 6, 1e-5)
+
 PUBLISHED: dict[str, Published] = {
     "split-cifar100": {
         # Saha et al. 2021, Section 5 and Appendix: lr 0.01, ε_th from 0.97 in steps of 0.003, 125 examples.
-        "gpm": (_sgd(200, 0.01, 1 / 2, 6, 1e-5), GPMSettings(0.97, 0.003, 125)),
+        "gpm": (GPM_ON_CIFAR100, GPMSettings(0.97, 0.003, 125)),
         # Saha and Roy 2023, authors' code (main_sgp_cifar100.py): lr 0.05 down to 5e-5, α 10, thresholds as GPM.
         "sgp": (_sgd(200, 0.05, 1 / 2, 6, 5e-5), SGPSettings(0.97, 0.003, 125, alpha=10)),
         # Lin et al. 2022, authors' code (main_cifar100.py): as GPM, ε₁ 0.5, two tasks reused.
-        "trgp": (_sgd(200, 0.01, 1 / 2, 6, 1e-5), TRGPSettings(0.97, 0.003, 125, trust=0.5, reuse=2)),
+        "trgp": (GPM_ON_CIFAR100, TRGPSettings(0.97, 0.003, 125, trust=0.5, reuse=2)),
         # Yang et al. 2023, authors' code (main_dfgp_cifar100.py): threshold 0.95 for every task, Beta(20, 20). Of
         # the two weights in the table of published results, 0.05 has the higher accuracy.
-        "dfgp": (_sgd(200, 0.01, 1 / 2, 6, 1e-5), DFGPSettings(0.95, 0.0, 125, mixup_weight=0.05, mixup_alpha=20)),
+        "dfgp": (GPM_ON_CIFAR100, DFGPSettings(0.95, 0.0, 125, mixup_weight=0.05, mixup_alpha=20)),
         "adam-nscl": _adam_nscl(1e-4, 32),
         "ewc": _ewc(200, 10),
         "a-gem": _agem(200, 10),
@@ -104,14 +112,14 @@ PUBLISHED: dict[str, Published] = {
     },
     "five-datasets": {
         # The same: lr 0.1, ε_th 0.965 for every task, 100 examples.
-        "gpm": (_sgd(100, 0.1, 1 / 3, 5, 1e-3), GPMSettings(0.965, 0.0, 100)),
+        "gpm": (GPM_ON_FIVE_DATASETS, GPMSettings(0.965, 0.0, 100)),
         # Not in the authors' released code; GPM's training and thresholds, on which SGP builds, and α of CIFAR-100.
-        "sgp": (_sgd(100, 0.1, 1 / 3, 5, 1e-3), SGPSettings(0.965, 0.0, 100, alpha=10)),
+        "sgp": (GPM_ON_FIVE_DATASETS, SGPSettings(0.965, 0.0, 100, alpha=10)),
         # Lin et al. 2022, authors' code (main_five_dataset.py) for the training; thresholds as GPM, ε₁ as CIFAR-100.
-        "trgp": (_sgd(100, 0.1, 1 / 3, 5, 1e-3), TRGPSettings(0.965, 0.0, 100, trust=0.5, reuse=2)),
+        "trgp": (GPM_ON_FIVE_DATASETS, TRGPSettings(0.965, 0.0, 100, trust=0.5, reuse=2)),
         # Yang et al. 2023, authors' code (main_dfgp_fivedataset.py): threshold 0.95, Beta(1, 1).
         # Weight 0.01, the better of the two.
-        "dfgp": (_sgd(100, 0.1, 1 / 3, 5, 1e-3), DFGPSettings(0.95, 0.0, 100, mixup_weight=0.01, mixup_alpha=1)),
+        "dfgp": (GPM_ON_FIVE_DATASETS, DFGPSettings(0.95, 0.0, 100, mixup_weight=0.01, mixup_alpha=1)),
         # Not in the publication; as for CIFAR-100 in 10 tasks.
         "adam-nscl": _adam_nscl(1e-4, 32),
         "ewc": _ewc(100, 5),
@@ -120,9 +128,9 @@ PUBLISHED: dict[str, Published] = {
     },
     "split-miniimagenet": {
         # The same: lr 0.1, ε_th from 0.985 in steps of 0.0003, 100 examples.
-        "gpm": (_sgd(100, 0.1, 1 / 2, 6, 1e-5), GPMSettings(0.985, 0.0003, 100)),
+        "gpm": (GPM_ON_MINIIMAGENET, GPMSettings(0.985, 0.0003, 100)),
         # Not in the authors' released code; GPM's training and thresholds, and α of CIFAR-100.
-        "sgp": (_sgd(100, 0.1, 1 / 2, 6, 1e-5), SGPSettings(0.985, 0.0003, 100, alpha=10)),
+        "sgp": (GPM_ON_MINIIMAGENET, SGPSettings(0.985, 0.0003, 100, alpha=10)),
         # Lin et al. 2022, authors' code (main_mini_dataset.py) for the training; thresholds as GPM, ε₁ as CIFAR-100.
         "trgp": (_sgd(200, 0.1, 1 / 3, 5, 1e-3), TRGPSettings(0.985, 0.0003, 100, trust=0.5, reuse=2)),
         # Yang et al. 2023, authors' code and log (main_dfgp_miniimagenet.py): threshold 0.97,

@@ -1,6 +1,6 @@
 """The contract between a method and the training loop.
 
-The loop (training.py) owns epochs, batches, the learning rate, checkpoints and evaluation. A method says which
+The loop (nesskit/training/) owns epochs, batches, the learning rate, checkpoints and evaluation. A method says which
 parameters learn, what one step does, and what it remembers between tasks.
 """
 

@@ -162,9 +162,7 @@ class SGPSettings(GPMSettings):
     """SGP: GPM with a direction protected by as much as it matters (Saha and Roy 2023)."""
 
     threshold: float = 0.985
-    """ε_th: the share of Σ σ² of each layer's inputs that is protected after task 1."""
     increment: float = 0.002
-    """Added to the threshold with every further task."""
     alpha: float = 10.0
     """α: the larger, the closer to 1 are all importances, and SGP to GPM."""
 
@@ -178,7 +176,6 @@ class TRGPSettings(GPMSettings):
     """TRGP: GPM with the weights of related old tasks reused through scale matrices (Lin et al. 2022)."""
 
     threshold: float = 0.98
-    """ε_th: the share of Σ σ² of each layer's inputs that is protected after task 1."""
     trust: float = 0.5
     """ε₁: a layer trusts the old tasks whose input directions hold at least this share of its gradient's norm."""
     reuse: int = 2
@@ -195,7 +192,6 @@ class DFGPSettings(GPMSettings):
     """DFGP: GPM with a gradient that looks for flat minima, on mixed data too (Yang et al. 2023)."""
 
     threshold: float = 0.98
-    """ε_th: the share of Σ σ² of each layer's inputs that is protected after task 1."""
     mixup_weight: float = 0.01
     """Weight of the mixed data's loss beside that of the data."""
     mixup_alpha: float = 20.0

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from nesskit.analysis import LayerPoint, NetworkCurves, NetworkPoint
-from nesskit.analysis.checks import ratio
+from nesskit.analysis.curves import BesideOutputs
 from nesskit.errors import SettingsError, UnknownNameError
 from nesskit.spectra.filters import FrobeniusThreshold, NuclearThreshold, RelativeThreshold, Threshold
 
@@ -50,7 +50,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(BesideOutputs):
     """What one rule does to the chosen layer, or to all of them (sums of squares then run over layers).
 
     Attributes:
@@ -73,16 +73,6 @@ class Reading:
     output_norm: float
     energy_share: float
     ranks: tuple[int, ...]
-
-    @property
-    def relative_interference(self) -> float:
-        """‖ΔW I‖_F / ‖W I‖_F."""
-        return ratio(self.interference, self.output_norm)
-
-    @property
-    def relative_bound(self) -> float:
-        """The bound over ‖W I‖_F."""
-        return ratio(self.bound, self.output_norm)
 
 
 def on_step(eps: float) -> float:
