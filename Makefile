@@ -19,15 +19,20 @@ INSTALLED := $(VENV)/.installed
 PIP_OPTIONS := --quiet --disable-pip-version-check -c constraints.txt
 OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links '$(WHEELHOUSE)')
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-NBVAL := $(BIN)/python -m pytest -q --nbval --nbval-sanitize-with course/sanitize.cfg -p no:cacheprovider notebooks
+PYTEST := $(BIN)/python -m pytest -q
+# Two processes beside each other; tests/conftest.py says what stays together.
+WORKERS := -n 2 --ignore=tests/browser
+NBVAL := $(PYTEST) -n 2 --dist loadfile --nbval --nbval-sanitize-with course/sanitize.cfg -p no:cacheprovider notebooks
+TIMES := .pytest_cache/times
 
-.PHONY: help setup demo test test-all test-rest test-browser test-notebooks bench lab explorer student grade wheelhouse dist clean
+.PHONY: help setup demo test test-quick test-all test-rest test-browser test-notebooks bench lab explorer student grade wheelhouse dist clean
 
 help:
 	@echo "make demo      see NESS remember what fine-tuning forgets (about a minute after installation)"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make explorer  the threshold explorer as a page of its own (Voilà)"
 	@echo "make test      linters, types and tests, also in a real browser if there is a Chromium"
+	@echo "make test-quick  for the inner loop: no process, no browser, no notebook (under a minute)"
 	@echo "make test-browser  the tests in a real browser alone"
 	@echo "make test-all  also every notebook's exercises and every notebook in the browser, with other threads too"
 	@echo "make bench     measure speed here and append a line to data/results/speed.jsonl; QUICK=1 takes minutes"
@@ -61,16 +66,21 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --ignore=tests/browser
-	OMP_NUM_THREADS=1 $(NBVAL)
-	$(MAKE) --no-print-directory test-browser
+	$(PYTEST) $(WORKERS) --junitxml=$(TIMES)/tests.xml
+	OMP_NUM_THREADS=1 $(NBVAL) --junitxml=$(TIMES)/notebooks.xml
+	$(PYTEST) -rs --junitxml=$(TIMES)/browser.xml tests/browser
+	@$(BIN)/python tests/slowest.py $(TIMES)/*.xml
+
+test-quick: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(PYTEST) $(WORKERS) -m 'not slow and not every'
 
 test-all: test test-rest
 
 # What make test leaves out: it takes long.
 test-rest: $(INSTALLED)
-	$(BIN)/python -m pytest -m every --ignore=tests/browser
-	$(BIN)/python -m pytest -rs -m every tests/browser
+	$(PYTEST) $(WORKERS) -m every
+	$(PYTEST) -rs -m every tests/browser
 	$(MAKE) --no-print-directory test-notebooks
 
 # The committed outputs hold with another number of threads, and with the plainest instructions that any machine has.
@@ -80,7 +90,7 @@ test-notebooks: $(INSTALLED)
 
 # JupyterLab and Voilà are started, keys pressed, the mouse moved. By itself: a running browser holds the event loop.
 test-browser: $(INSTALLED)
-	$(BIN)/python -m pytest -rs tests/browser
+	$(PYTEST) -rs tests/browser
 
 bench: $(INSTALLED)
 	$(BIN)/python speed/bench.py $(if $(QUICK),--quick)

@@ -30,6 +30,50 @@ CONVOLUTIONS = {
 }
 
 
+# Test files that start processes, kernels or a browser, or train for many seconds: not in make test-quick.
+SLOW = {
+    *("browser", "course", "test_cli", "test_dist", "test_distributed", "test_executors", "test_explorer"),
+    *("test_methods_contract", "test_monitor", "test_networks", "test_plots_notebook", "test_process", "test_readme"),
+    *("test_records", "test_run_panel", "test_scale", "test_setup", "test_speed_bench", "test_speed_whole_run"),
+    *("test_subspace", "test_sweeps", "test_userfiles", "test_cifar100"),
+}
+
+
+# Files whose tests share something costly: on one worker, so that it is made once.
+TOGETHER = {
+    "test_grade.py",
+    "test_cifar100.py",
+    "test_scale.py",
+    "test_analysis_run.py",
+    "test_dist.py",
+    "test_records.py",
+}
+
+
+def together(test):
+    """What must be run on the worker that runs ``test``: its file, one notebook's exercises, or the test alone."""
+    file, _, name = test.partition("::")
+    if file.endswith("test_exercises.py"):
+        return f"{file}::{name.partition('[')[2][:2]}"
+    return file if file.rpartition("/")[2] in TOGETHER else test
+
+
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return together(nodeid)
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW & {item.path.stem, item.path.parent.name}:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ import torch
 from nesskit import NetworkSettings, build_model, load_run, load_stream
 
 pytestmark = [
+    pytest.mark.every,
     pytest.mark.skipif(not os.environ.get("NESSKIT_MIRROR"), reason="no real CIFAR-100: NESSKIT_MIRROR is not set"),
     pytest.mark.timeout(900),
 ]

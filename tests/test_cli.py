@@ -17,11 +17,16 @@ from nesskit.cli import main
 SHORT = ["--epochs", "1", "--network.widths", "16"]
 
 
-def nesskit(*arguments, check=True):
-    """A real process: (stdout, stderr)."""
-    done = subprocess.run([sys.executable, "-m", "nesskit", *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0 or not check, done.stderr
-    return done
+@pytest.fixture
+def nesskit(capsys):
+    """Runs a command in this process, where it ends well: what it printed, as ``out`` and ``err``."""
+
+    def run(*arguments):
+        with contextlib.suppress(SystemExit):  # --help ends in one
+            main(list(map(str, arguments)))
+        return capsys.readouterr()
+
+    return run
 
 
 def unwrapped(text):
@@ -38,37 +43,39 @@ def failing(capsys, *arguments):
     return f"{caught.value.code} {output.out} {output.err}"
 
 
-def test_help_names_every_command():
-    text = nesskit("--help").stdout
+def test_help_names_every_command(nesskit):
+    text = nesskit("--help").out
     assert all(f"• {command}" in text for command in ("run", "compare", "sweep", "report", "list", "demo"))
 
 
-def test_help_of_run_shows_the_settings_of_that_benchmark_and_method():
-    text = unwrapped(nesskit("run", "split-digits", "--method", "ness", "--help").stdout)
+def test_help_of_run_shows_the_settings_of_that_benchmark_and_method(nesskit):
+    text = unwrapped(nesskit("run", "split-digits", "--method", "ness", "--help").out)
     from nesskit.experiments.configure import configure
 
     assert f"(default: {configure('split-digits').options.filter})" in text
-    assert "--filter" not in nesskit("run", "split-digits", "--method", "finetune", "--help").stdout
+    assert "--filter" not in nesskit("run", "split-digits", "--method", "finetune", "--help").out
 
 
-def test_every_field_of_the_training_settings_is_a_flag():
+def test_every_field_of_the_training_settings_is_a_flag(nesskit):
     import dataclasses
 
     from nesskit import TrainingSettings
 
-    text = nesskit("run", "--help").stdout
+    text = nesskit("run", "--help").out
     assert all(f"--{f.name.replace('_', '-')}" in text for f in dataclasses.fields(TrainingSettings))
 
 
-def test_list_names_benchmarks_methods_and_filters():
-    text = nesskit("list").stdout
+def test_list_names_benchmarks_methods_and_filters(nesskit):
+    text = nesskit("list").out
     assert all(
         name in text for name in ("permuted-digits", "ness", "finetune", "joint", "frobenius", "nuclear", "soft")
     )
 
 
 def test_a_run_prints_plain_lines_and_json_last(tmp_path):
-    done = nesskit("run", "split-digits", *SHORT, "--runs", tmp_path, "--json")
+    """In a process of its own, where nobody has loaded what a notebook's kernel has."""
+    command = [sys.executable, "-m", "nesskit", "run", "split-digits", *SHORT, "--runs", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     summary = json.loads(done.stdout.splitlines()[-1])
     assert set(summary) >= {"average_accuracy", "backward_transfer", "accuracy", "seconds", "run_dir"}
     assert len(summary["accuracy"]) == 5
@@ -77,17 +84,17 @@ def test_a_run_prints_plain_lines_and_json_last(tmp_path):
     assert (Path(summary["run_dir"]) / "record.json").exists()
 
 
-def test_the_same_command_goes_on_or_shows_the_run_and_says_so(tmp_path):
+def test_the_same_command_goes_on_or_shows_the_run_and_says_so(nesskit, tmp_path):
     command = ["run", "split-digits", *SHORT, "--runs", tmp_path]
-    assert "stopped after 2 tasks" in nesskit(*command, "--limit-tasks", 2).stdout
-    assert "task 3 of 5" not in nesskit(*command, "--limit-tasks", 2).stdout
-    assert "going on after 2 of 5 tasks" in nesskit(*command).stdout
-    assert "finished before, nothing to compute" in nesskit(*command).stdout
+    assert "stopped after 2 tasks" in nesskit(*command, "--limit-tasks", 2).out
+    assert "task 3 of 5" not in nesskit(*command, "--limit-tasks", 2).out
+    assert "going on after 2 of 5 tasks" in nesskit(*command).out
+    assert "finished before, nothing to compute" in nesskit(*command).out
 
 
-def test_joint_training_on_fewer_tasks_is_a_run_of_its_own(tmp_path):
+def test_joint_training_on_fewer_tasks_is_a_run_of_its_own(nesskit, tmp_path):
     command = ["run", "split-digits", *SHORT, "--method", "joint", "--runs", tmp_path, "--json"]
-    few, all_tasks = (json.loads(nesskit(*command, *extra).stdout) for extra in (["--limit-tasks", 2], []))
+    few, all_tasks = (json.loads(nesskit(*command, *extra).out) for extra in (["--limit-tasks", 2], []))
     assert few["run_dir"] != all_tasks["run_dir"]
     assert len(few["accuracy"]) == 2
 
@@ -110,10 +117,10 @@ def test_a_terminal_sees_a_progress_bar(tmp_path):
     assert "task 5 of 5" not in printed
 
 
-def test_compare_writes_a_table_a_csv_and_a_report(tmp_path):
+def test_compare_writes_a_table_a_csv_and_a_report(nesskit, tmp_path):
     text = nesskit(
         "compare", "split-digits", "--methods", "finetune,ness", "--seeds", "1,2", "--epochs", 1, "--runs", tmp_path
-    ).stdout
+    ).out
     assert "ACC - finetune" in text
     assert "±" in text
     rows = list(csv.DictReader((tmp_path / "split-digits" / "comparison" / "comparison.csv").open()))
@@ -125,14 +132,14 @@ def test_compare_writes_a_table_a_csv_and_a_report(tmp_path):
     assert (tmp_path / "split-digits" / "comparison" / "report.html").stat().st_size > 10_000
 
 
-def test_report_of_a_run(tmp_path):
-    summary = json.loads(nesskit("run", "split-digits", *SHORT, "--runs", tmp_path, "--json").stdout)
+def test_report_of_a_run(nesskit, tmp_path):
+    summary = json.loads(nesskit("run", "split-digits", *SHORT, "--runs", tmp_path, "--json").out)
     nesskit("report", summary["run_dir"], "--output", tmp_path / "page.html")
     assert "split-digits" in (tmp_path / "page.html").read_text()
 
 
-def test_sweep_marks_the_best_threshold_on_validation_data(tmp_path):
-    text = nesskit("sweep", "split-digits", "--grid", "0.01,0.3", "--seeds", "1", "--runs", tmp_path).stdout
+def test_sweep_marks_the_best_threshold_on_validation_data(nesskit, tmp_path):
+    text = nesskit("sweep", "split-digits", "--grid", "0.01,0.3", "--seeds", "1", "--runs", tmp_path).out
     assert text.count(" best") == 1
     rows = list(csv.DictReader((tmp_path / "split-digits" / "sweep-frobenius.csv").open()))
     assert [row["filter"] for row in rows] == ["frobenius:0.01", "frobenius:0.3"]
@@ -167,15 +174,15 @@ def test_a_mistake_is_answered_in_words_that_name_it(capsys, tmp_path, monkeypat
     assert list(tmp_path.glob("runs/*/*/*/record.json")) == []
 
 
-def test_a_warning_is_a_line_and_not_a_trace_of_code(tmp_path):
+def test_a_warning_is_a_line_and_not_a_trace_of_code(nesskit, tmp_path):
     command = ["run", "split-digits", *SHORT, "--filter", "rank:0", "--runs", tmp_path, "--limit-tasks", "2"]
-    said = nesskit(*command).stderr
+    said = nesskit(*command).err
     assert "nesskit: warning: task 2: rank:0 frees no direction in any layer" in said
     assert ".py" not in said
 
 
-def test_fetch_says_that_the_digits_need_no_download():
-    assert "needs no download" in nesskit("fetch", "split-digits").stdout
+def test_fetch_says_that_the_digits_need_no_download(nesskit):
+    assert "needs no download" in nesskit("fetch", "split-digits").out
 
 
 def test_missing_data_is_answered_with_the_three_ways_to_get_it(tmp_path):

@@ -147,6 +147,7 @@ def test_another_address_is_refused_in_one_sentence(address, message):
         pass
 
 
+@pytest.mark.every
 def test_the_command_compares_all_methods_in_processes(tmp_path):
     command = ["compare", "split-digits", "--methods", "all", "--seeds", "0", "--epochs", "1", "--runs", str(tmp_path)]
     done = subprocess.run(

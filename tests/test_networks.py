@@ -68,7 +68,7 @@ def test_every_layer_of_a_network_can_be_adapted_and_counts_its_positions():
     adapt(model.backbone, {name: moment.spectrum().null_basis(2) for name, moment in moments.items()})
 
 
-@pytest.mark.parametrize("name", ["alexnet", "resnet18"])
+@pytest.mark.parametrize("name", ["alexnet", pytest.param("resnet18", marks=pytest.mark.every)])
 @pytest.mark.parametrize("norm", ["batch", "running"])
 def test_ness_trains_the_networks_of_the_paper(name, norm):
     settings = TrainingSettings(epochs=1, lr=0.01, batch_size=32)

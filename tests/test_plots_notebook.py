@@ -33,6 +33,7 @@ def test_a_figure_is_shown_once_with_its_description(what):
     assert printed.text == "0\n"
 
 
+@pytest.mark.every
 def test_a_strict_re_run_passes_and_finds_another_description(tmp_path):
     notebook = executed()
     for name, alt, code in (("same", "A line that rises from 1 to 2.", 0), ("other", "A line that falls.", 1)):

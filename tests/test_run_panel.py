@@ -127,6 +127,7 @@ def test_every_control_is_described_and_works_by_keyboard(panel):
 # --- what runs
 
 
+@pytest.mark.every
 def test_every_seed_runs_one_after_another_and_gives_what_the_same_call_would(panel, tmp_path):
     assert panel._table.value == ""
     panel.start()
@@ -195,6 +196,7 @@ def test_a_run_that_finishes_in_spite_of_stop_is_the_last_until_start(panel):
     panel.monitor.process.kill()
 
 
+@pytest.mark.every
 def test_start_goes_on_with_a_run_that_was_stopped(panel):
     panel.epochs.value, panel.seeds.value = LONG, "0"
     panel.start()

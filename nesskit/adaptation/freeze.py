@@ -64,7 +64,7 @@ class Freeze:
             if now is None or now.shape != then.shape:
                 yield name, math.inf
                 continue
-            now, then = now.data, then.to(now)  # the whole model may have been cast
+            then = then.to(now)  # the whole model may have been cast
             if not torch.equal(now, then) and not ((now == then) | (now.isnan() & then.isnan())).all():
                 yield name, float(torch.linalg.vector_norm(now.double() - then.double()))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -47,10 +48,13 @@ def _dask(address: str) -> Iterator[Executor]:
         from distributed import Client
     except ImportError as error:
         raise SettingsError("dask:// needs Dask: pip install 'nesskit[cluster]'") from error
+    place = address.lstrip("/")
+    host, _, port = place.rpartition(":")
     try:
+        socket.create_connection((host, int(port)), timeout=10).close()  # Dask itself would try again and again
         client = Client(f"tcp:{address}", timeout=10)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"no Dask scheduler answers at {address.lstrip('/')}: is it running?") from error
+    except (OSError, ValueError, OverflowError) as error:
+        raise SettingsError(f"no Dask scheduler answers at {place}: is it running?") from error
     with client:
         yield client.get_executor(pure=False)
 

@@ -7,7 +7,6 @@ import pytest
 from pages import ROOT, lab, open_page, run_all, settle, shades
 
 NOTEBOOKS = sorted(path.relative_to(ROOT / "notebooks") for path in (ROOT / "notebooks").glob("[0-9]*/*.ipynb"))
-QUICK = "04_the_threshold_explorer"  # in `make test`; the others in `make test-all`
 SCREENSHOTS = ROOT / "screenshots"
 WHOLE = {"width": 1280, "height": 16_000}  # about the most that a browser draws: one picture shows a whole notebook
 SECONDS = 300  # on a machine that is busy with other tests
@@ -31,11 +30,9 @@ def prompts(page):
     return [text.strip() for text in page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()]
 
 
+@pytest.mark.every
 @pytest.mark.timeout(2 * SECONDS)
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, id=path.stem, marks=() if path.stem == QUICK else pytest.mark.every) for path in NOTEBOOKS],
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_run_all_shows_everything_and_no_error(browser, server, path):
     page = open_page(browser, f"{server.url}/lab/tree/notebooks/{path}", **WHOLE)
     try:

@@ -1,7 +1,7 @@
 """Every exercise of the course, graded for real: right, left empty, typically mistaken, raising, killing the kernel.
 
-Copies are handed in by students of these names, and graded in one go a notebook. ``make test`` takes the quickest
-notebook, ``make test-all`` all of them; see the marker ``every``.
+Copies are handed in by students of these names, and graded in one go a notebook; in ``make test-all``. What grading is,
+``test_grade.py`` tries every day on a small notebook; that the solutions run, nbval does.
 """
 
 import re
@@ -21,7 +21,7 @@ MISTAKES = Path(__file__).parent / "mistakes"
 REGION = re.compile(r"( *)### BEGIN SOLUTION.*### END SOLUTION", re.DOTALL)
 TRACEBACK = "Traceback (most recent call last)"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # the first test of a notebook waits for all its copies
+pytestmark = pytest.mark.timeout(3600)  # the first test of a notebook waits for all its copies
 
 
 def mistakes_of(path):
@@ -30,22 +30,15 @@ def mistakes_of(path):
     return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def seconds(path):
-    """How long the notebook takes, as its header says."""
-    found = re.search(r"runs in about (\d+) s", path.read_text(encoding="utf-8"))
-    return int(found[1]) if found else 1000
-
-
 def parameters(values=lambda path: [()]):
-    """(path, …) of every notebook; all but the quickest are marked ``every``. Each is graded on one worker."""
+    """(path, …) of every notebook; in make test-all."""
     paths = [path for notebooks in levels().values() for path in notebooks]
-    quickest = min(paths, key=seconds)
     return [
         pytest.param(
             path,
             *value,
             id="-".join([path.stem, *value]),
-            marks=[pytest.mark.xdist_group(path.stem), *([] if path == quickest else [pytest.mark.every])],
+            marks=pytest.mark.every,
         )
         for path in paths
         for value in values(path)

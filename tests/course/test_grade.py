@@ -14,11 +14,7 @@ from course import CourseError, grade
 from course.grade import FAILED, MISSING, UNREADABLE, restored
 from course.release import student_version
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1200),  # the first test waits for all copies
-    pytest.mark.xdist_group("grade"),
-]
+pytestmark = pytest.mark.timeout(1200)  # the first test waits for all copies
 SECONDS = 10
 EVERY_DAY = ("perfect", "squares", "kills", "loops", "edits and skips")  # the others: make test-all
 FULL = [2, 3]
@@ -204,6 +200,7 @@ def test_the_teacher_is_told(grades, said):
     assert f"misplaced: {unknown}: {NAME}.ipynb (did you mean {LEVEL}/{NAME}.ipynb?)" in said
 
 
+@pytest.mark.every
 def test_marks_are_kept_and_newcomers_graded(grades, tmp_path, course, empty, said):
     """Also what happens after an interruption: students who are done are not graded again."""
     target = tmp_path / "grades"
@@ -218,6 +215,7 @@ def test_marks_are_kept_and_newcomers_graded(grades, tmp_path, course, empty, sa
     assert any(line.startswith("perfect: graded already, kept") for line in said)
 
 
+@pytest.mark.every
 def test_a_grader_that_dies_is_told_with_its_log(tmp_path, course, said):
     """A student's code may end the grading process itself: only his marks are lost."""
     nbformat.write(answered("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"), _in(tmp_path / "in" / "foe"))
