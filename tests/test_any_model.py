@@ -570,3 +570,35 @@ def test_an_embeddings_free_directions_are_the_tokens_never_seen():
     nesskit.merge(model)
     moved = (model[0].weight != before).any(dim=1)
     assert moved.tolist() == [False, False, True, True, False, True, True]
+
+
+# ---- batches as people have them
+
+
+def test_a_loader_of_inputs_and_labels_is_taken_as_it_is():
+    model, x = network(), old_inputs()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(len(x))), batch_size=16)
+    moments = collect_moments(model, loader)
+    torch.testing.assert_close(moments["0"].matrix, x.double().T @ x.double())
+    (same,) = [{"input": x, "labels": torch.zeros(len(x))}]
+    torch.testing.assert_close(collect_moments(model, [same])["0"].matrix, moments["0"].matrix)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_inputs_become_of_the_models_type(dtype):
+    x = old_inputs().round()
+    moment = collect_moments(network().to(dtype), [x])["0"]
+    torch.testing.assert_close(moment.matrix, x.double().T @ x.double())
+
+
+@pytest.mark.parametrize(
+    ("batch", "sentence"),
+    [
+        (torch.zeros(0, 16), "a batch is empty"),
+        (torch.eye(16).to_sparse(), "a batch is torch.sparse_coo, .* dense tensor"),
+        ({"x": torch.zeros(2, 16)}, "a batch has the keys x, of which the model takes none"),
+    ],
+)
+def test_batches_that_cannot_be_used_are_refused_in_a_sentence(batch, sentence):
+    with pytest.raises(nesskit.NesskitError, match=sentence):
+        collect_moments(network(), [batch])

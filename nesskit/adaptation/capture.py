@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from nesskit.adaptation.watch import Use, watching
 from nesskit.adaptation.weights import kind_of, known_kind
 from nesskit.errors import AdaptationError, SpectrumError
 from nesskit.spectra.moment import Moment
+
+POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD = Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD
+VAR_POSITIONAL, VAR_KEYWORD = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
 
 
 @torch.no_grad()
@@ -31,7 +36,8 @@ def collect_moments(
 
     Args:
         model: any module; it comes back in the mode it was in.
-        batches: what the model is called with: tensors, tuples of positional or dicts of keyword arguments.
+        batches: what the model is called with, see :func:`call`: tensors, tuples of positional or dicts of keyword
+            arguments, such as a ``DataLoader`` of (x, y) yields.
         layers: names of layers; None: every one that :func:`nesskit.adapt` can adapt.
         augment_bias: give linear layers and convolutions of images with a bias one more input that is always 1 (d + 1
             instead of d).
@@ -164,7 +170,38 @@ def named_layers(model: nn.Module, names: Sequence[str] | None = None) -> dict[s
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """What ``model`` puts out for a batch: a tensor, a tuple of positional or a dict of keyword arguments."""
+    """What ``model`` puts out for a batch: a tensor, a tuple of positional or a dict of keyword arguments.
+
+    Of what a loader yields the model gets as much as its forward takes: of (x, y) the x, of a dict the keys that it
+    knows. Tensors go to the model's device, and floating-point ones become of its type.
+
+    Raises:
+        SpectrumError: a batch is empty or sparse, or a dict has no key that the model takes.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = {parameter.kind for parameter in parameters}
     if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+        known = {parameter.name for parameter in parameters}
+        taken = {key: _fitting(model, v) for key, v in batch.items() if key in known or VAR_KEYWORD in kinds}
+        if not taken:
+            raise SpectrumError(f"a batch has the keys {', '.join(batch)}, of which the model takes none")
+        return model(**taken)
+    if not isinstance(batch, tuple | list):
+        return model(_fitting(model, batch))
+    places = sum(parameter.kind in (POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD) for parameter in parameters)
+    count = len(batch) if VAR_POSITIONAL in kinds else places
+    return model(*(_fitting(model, value) for value in batch[:count]))
+
+
+def _fitting(model: nn.Module, value: Any) -> Any:
+    """``value`` on the device and, if it is a floating-point tensor, in the type of the model's parameters."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.layout is not torch.strided:
+        raise SpectrumError(f"a batch is {value.layout}, which no moment can be made of: give it as a dense tensor")
+    if not value.is_nested and value.ndim and not len(value):
+        raise SpectrumError("a batch is empty: leave it out")
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if like is None:
+        return value
+    return value.to(like.device, like.dtype if value.is_floating_point() else None)

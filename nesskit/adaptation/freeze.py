@@ -66,7 +66,7 @@ class Freeze:
                 continue
             then = then.to(now)  # the whole model may have been cast
             if not torch.equal(now, then) and not ((now == then) | (now.isnan() & then.isnan())).all():
-                yield name, float(torch.linalg.vector_norm(now.double() - then.double()))
+                yield name, float(torch.linalg.vector_norm(now.detach().double() - then.double()))
 
     @torch.no_grad()
     def restore(self) -> None:
