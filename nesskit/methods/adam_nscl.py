@@ -6,10 +6,9 @@ value; it is enforced by projecting the optimizer's *update*; remembered are *mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nesskit.methods.subspace import SubspaceMethod, moments_of, protected_weights
@@ -18,7 +17,7 @@ from nesskit.settings import AdamNSCLSettings
 from nesskit.spectra.filters import Probe
 from nesskit.spectra.moment import Moment
 from nesskit.spectra.projections import project_onto
-from nesskit.streams.batches import Batch, TaskData
+from nesskit.streams.batches import TaskData
 
 
 class AdamNSCL(SubspaceMethod):
@@ -53,18 +52,17 @@ class AdamNSCL(SubspaceMethod):
 
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
         """Open the null space of everything seen so far (nothing to do for task 1)."""
-        weights = protected_weights(model)
-        self.free = {name: self._free_directions(moment, weights[name]) for name, moment in self.moments.items()}
+        weights = {name: weight for name, weight in protected_weights(model).items() if weight.requires_grad}
+        moments = {name: moment for name, moment in self.moments.items() if name in weights}
+        self.free = {name: self._free_directions(moment, weights[name]) for name, moment in moments.items()}
 
-    def step(self, model: TaskModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
-        """The optimizer's step, of which only the part within the null space stays."""
-        weights = protected_weights(model)
-        before = {name: weights[name].detach().clone() for name in self.free}
-        loss = super().step(model, batch, optimizer)
-        with torch.no_grad():
-            for name, basis in self.free.items():
-                weights[name].copy_(before[name] + project_onto(weights[name] - before[name], basis))
-        return loss
+    def held(self) -> Collection[str]:
+        """Every layer that earlier tasks have used."""
+        return self.free.keys()
+
+    def project(self, name: str, change: Tensor) -> Tensor:
+        """ΔW U Uᵀ."""
+        return project_onto(change, self.free[name])
 
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Add what the layers see of this task to the moments."""

@@ -44,6 +44,8 @@ class AGEM(Method):
         if not self.memory:
             return
         parameters = [p for p in model.backbone.parameters() if p.grad is not None]
+        if not parameters:
+            return
         reference = torch.autograd.grad(self.reference_loss(model), parameters, materialize_grads=True)
         gradients = [p.grad for p in parameters if p.grad is not None]
         for gradient, projected in zip(gradients, project(gradients, reference), strict=True):

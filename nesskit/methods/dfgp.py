@@ -6,7 +6,7 @@ space of the weights (as in SAM) and of the data (mixed images).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -54,11 +54,11 @@ class DFGP(GPM):
     def __init__(self, settings: DFGPSettings | None = None) -> None:
         super().__init__(settings)
 
-    def step(self, model: TaskModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
-        """One step of the optimizer with the flatness-aware gradient; returns the loss at W, detached."""
+    def closure(self, model: TaskModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:
+        """What leaves the flatness-aware gradient behind, and returns the loss at W."""
         mixing = self._draw(batch)
 
-        def closure() -> Tensor:
+        def gradients() -> Tensor:
             optimizer.zero_grad()
             loss, worst = self._climb(model, batch, mixing)
             ascent = _gradients(optimizer)
@@ -68,8 +68,7 @@ class DFGP(GPM):
             self.adjust_gradients(model)
             return loss
 
-        loss: Tensor = optimizer.step(closure)  # type: ignore[assignment, arg-type]
-        return loss.detach()
+        return gradients
 
     def mixed_loss(self, model: TaskModel, batch: Batch, mixing: Mixing) -> Tensor:
         """L(W, s): the mean cross-entropy of the batch, and ``mixup_weight`` times that of the mixed batch."""

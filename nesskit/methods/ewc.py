@@ -47,8 +47,8 @@ class EWC(Method):
         self.anchors: dict[str, Tensor] = {}
 
     def train_mode(self, model: TaskModel) -> None:
-        """Training mode; after task 1 without BatchNorm's running averages, on which no penalty can act."""
-        model.train()
+        """Training mode; after task 1 without running averages, on which no penalty can act."""
+        super().train_mode(model)
         if self.importance:
             keep_running_statistics(model.backbone)
 
@@ -68,8 +68,9 @@ class EWC(Method):
         x = data.train.x if settings.samples is None else sample(data.train.x, settings.samples)
         pieces = (normalise(piece, data.normalisation) for piece in x.split(settings.fisher_batch))
         new = fisher_diagonal(model, data.index, pieces)
-        for name, parameter in model.backbone.named_parameters():
-            self._remember(name, new[name], parameter.detach())
+        parameters = dict(model.backbone.named_parameters())
+        for name, importance in new.items():
+            self._remember(name, importance, parameters[name].detach())
         return ()
 
     def _remember(self, name: str, new: Tensor, weights: Tensor) -> None:
@@ -114,9 +115,11 @@ def fisher_diagonal(model: TaskModel, task: int, batches: Iterator[Tensor]) -> d
         batches: normalised inputs (n, …). The smaller they are, the less the estimate scatters.
 
     Returns:
-        Name → F in the parameter's shape, a mean over examples.
+        Name → F in the parameter's shape, a mean over examples; of what the user froze none is needed.
     """
     parameters = {name: p for name, p in model.backbone.named_parameters() if p.requires_grad}
+    if not parameters:
+        return {}
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     count = 0
     with evaluating(model):

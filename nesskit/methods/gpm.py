@@ -6,7 +6,7 @@ The four choices: directions come from layer *inputs* of a few sampled images; t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -34,17 +34,13 @@ class GPM(SubspaceMethod):
         super().__init__(settings)
         self.bases: dict[str, Tensor] = {}
 
-    def adjust_gradients(self, model: TaskModel) -> None:
-        """Take the part along M away from the gradient of every protected layer."""
-        weights = protected_weights(model)
-        for name in self.bases:
-            gradient = weights[name].grad
-            if gradient is not None:
-                gradient.copy_(self.project(name, gradient))
+    def held(self) -> Collection[str]:
+        """Every layer that has a basis."""
+        return self.bases.keys()
 
-    def project(self, name: str, gradient: Tensor) -> Tensor:
-        """G - G M Mᵀ, for the gradient of the layer called ``name``."""
-        return project_out(gradient, self.bases[name])
+    def project(self, name: str, change: Tensor) -> Tensor:
+        """G - G M Mᵀ."""
+        return project_out(change, self.bases[name])
 
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Add the directions of the task's inputs to M, so that it holds the threshold's share of their energy."""

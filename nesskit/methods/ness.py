@@ -102,6 +102,7 @@ class NESS(Method):
         Adam does not commute with rotations, so that only V will do; the cap of ``stability`` needs V; and a projection
         in half precision would be none.
         """
+        super().begin_run(training)
         sgd = training.optimizer in ("sgd", "sam")
         self.may_project = sgd and training.precision == "float32" and self.settings.stability is None
 

@@ -7,7 +7,7 @@ is filtered *softly*, 1/(1 + σ²/α); it is enforced by projecting the *gradien
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,13 +42,13 @@ class OWM(SubspaceMethod):
         super().__init__(settings)
         self.projectors: dict[str, Tensor] = {}
 
-    def adjust_gradients(self, model: TaskModel) -> None:
-        """G → G P in every protected layer."""
-        weights = protected_weights(model)
-        for name, projector in self.projectors.items():
-            gradient = weights[name].grad
-            if gradient is not None:
-                gradient.copy_((gradient.flatten(1) @ projector).view_as(gradient))
+    def held(self) -> Collection[str]:
+        """Every layer that has a projector."""
+        return self.projectors.keys()
+
+    def project(self, name: str, change: Tensor) -> Tensor:
+        """G P."""
+        return (change.flatten(1) @ self.projectors[name]).view_as(change)
 
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Take the task's training examples, in batches in random order, into the projectors."""

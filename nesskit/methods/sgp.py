@@ -46,9 +46,9 @@ class SGP(GPM):
         super().__init__(settings)
         self.importances: dict[str, Tensor] = {}
 
-    def project(self, name: str, gradient: Tensor) -> Tensor:
+    def project(self, name: str, change: Tensor) -> Tensor:
         """G - G M Λ Mᵀ."""
-        return project_out(gradient, self.bases[name], self.importances[name])
+        return project_out(change, self.bases[name], self.importances[name])
 
     def remember(self, name: str, moment: Moment, share: float, weight: Tensor) -> None:
         """Grow M as GPM does, then add what the task's inputs give each direction of it in importance."""

@@ -3,24 +3,32 @@
 A subspace method is four choices: where directions come from, how their spectrum is filtered, how the result is
 enforced, and what is remembered. A method's file names its four; the parts stand here, in
 :mod:`nesskit.spectra.projections` and in :mod:`nesskit.adaptation.capture`.
+
+What a projection P must hold back is every *step*. Under SGD, with momentum or not, a step is a sum of gradients, and
+projecting those is enough: P is linear. Weight decay is added behind them, and Adam rescales every weight by itself:
+then old outputs move although every gradient was projected. So there the optimizer proposes a step on the gradients as
+they are, and P disposes: W ← W + P(ΔW), decay and momentum included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from nesskit.adaptation.adapt import adaptable_layers
 from nesskit.adaptation.capture import collect_moments
 from nesskit.errors import SpectrumError
-from nesskit.methods.base import Method
+from nesskit.methods.base import Method, learning
 from nesskit.networks.task_model import TaskModel
 from nesskit.spectra.moment import Moment
 from nesskit.streams.base import normalise
-from nesskit.streams.batches import TaskData
+from nesskit.streams.batches import Batch, TaskData
 
 BATCH = 256  # samples per forward pass when layers are looked at
 
@@ -28,25 +36,67 @@ BATCH = 256  # samples per forward pass when layers are looked at
 class SubspaceMethod(Method):
     """Task 1 trains everything; later tasks train the weights of linear layers and convolutions, and their own head.
 
-    What no projection protects (biases, the affine parameters of BatchNorm) stays as task 1 left it.
+    What no projection protects (biases, the affine parameters of BatchNorm) stays as task 1 left it. A method says
+    which layers are held (:meth:`held`) and what of a change is allowed (:meth:`project`).
+
+    With SGD without weight decay that is applied to the gradients, as published; in all other cases to the optimizer's
+    step. None of the publications decays along old directions: where their code has a decay (Adam-NSCL's), it is
+    projected with the rest.
     """
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
         self.tasks_learned = 0
+        self.projects_gradients = True  # or else steps; as the optimizer of the last step needs it
+
+    def held(self) -> Collection[str]:
+        """Names of the layers that may learn in some directions only; none during task 1."""
+        return ()
+
+    def project(self, name: str, change: Tensor) -> Tensor:
+        """What is allowed of a change of the weight of layer ``name``, a gradient or a step; linear in ``change``."""
+        return change
 
     def parameter_groups(self, model: TaskModel, tasks: Sequence[int], weight_decay: float) -> list[dict[str, Any]]:
         """Task 1: every weight. Later: the weights of the protected layers, and the heads of ``tasks``."""
         if not self.tasks_learned:
             return super().parameter_groups(model, tasks, weight_decay)
         heads = [p for task in tasks for p in model.heads[task].parameters()]
-        return [{"params": [*protected_weights(model).values(), *heads], "weight_decay": weight_decay}]
+        weights = [*protected_weights(model).values(), *heads]
+        return [{"params": learning(weights), "weight_decay": weight_decay}]
 
     def train_mode(self, model: TaskModel) -> None:
-        """Training mode; after task 1 without BatchNorm's running averages, which would drift to the newest task."""
-        model.train()
+        """Training mode; after task 1 without running averages, which would drift to the newest task."""
+        super().train_mode(model)
         if self.tasks_learned:
             keep_running_statistics(model.backbone)
+
+    def step(self, model: TaskModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        """One step of the optimizer, of which only what :meth:`project` allows stays."""
+        self.projects_gradients = sums_gradients(optimizer)
+        if self.projects_gradients:
+            return super().step(model, batch, optimizer)
+        weights = self._held_weights(model)
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        try:
+            return super().step(model, batch, optimizer)
+        finally:  # also when somebody interrupts: a step that was not projected must not stay
+            with torch.no_grad(), full_precision():
+                for name, weight in weights.items():
+                    weight.copy_(before[name] + self.project(name, weight - before[name]))
+
+    def adjust_gradients(self, model: TaskModel) -> None:
+        """Project the gradients of the held layers, unless it is their step that is projected."""
+        if not self.projects_gradients:
+            return
+        with full_precision():
+            for name, weight in self._held_weights(model).items():
+                if weight.grad is not None:
+                    weight.grad.copy_(self.project(name, weight.grad))
+
+    def _held_weights(self, model: TaskModel) -> dict[str, nn.Parameter]:
+        held = self.held()
+        return {name: weight for name, weight in protected_weights(model).items() if name in held} if held else {}
 
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Count the task; a method remembers what it needs and calls this."""
@@ -62,7 +112,23 @@ class SubspaceMethod(Method):
         self.tasks_learned = state["tasks_learned"]
 
 
-def protected_weights(model: TaskModel) -> dict[str, Tensor]:
+def sums_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether every step is a sum of the gradients seen: SGD, with momentum or not, without weight decay; SAM on it."""
+    base = getattr(optimizer, "base", optimizer)
+    return type(base) is torch.optim.SGD and not any(group["weight_decay"] for group in base.param_groups)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Inside, nothing is computed in half precision, in which a projection would be none."""
+    devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    with ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def protected_weights(model: TaskModel) -> dict[str, nn.Parameter]:
     """Layer name → weight, (d_out, …), of every linear layer and convolution of the backbone."""
     return {name: layer.weight for name, layer in protected_layers(model.backbone).items()}  # type: ignore[misc]
 
@@ -77,10 +143,16 @@ def protected_layers(backbone: nn.Module) -> dict[str, nn.Module]:
 
 
 def keep_running_statistics(model: nn.Module) -> None:
-    """Put every BatchNorm with running averages into evaluation mode: its averages stay as they are."""
+    """Stop the running state of normalisations and of spectral norm: what they hold stays as it is."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+        if isinstance(module, nn.modules.batchnorm._NormBase) or _has_spectral_norm(module):
+            module.training = False
+
+
+def _has_spectral_norm(module: nn.Module) -> bool:
+    """Whether running the module in training mode moves vectors of spectral norm, in torch's new or old form."""
+    old = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
+    return old or isinstance(module, _SpectralNorm)
 
 
 def moments_of(model: TaskModel, data: TaskData, x: Tensor | None = None) -> dict[str, Moment]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
 from nesskit.adaptation.capture import evaluating
 from nesskit.methods.gpm import GPM
 from nesskit.methods.subspace import protected_weights, sample
+from nesskit.networks.scaled_weights import Scaling, call_with, scaled
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import TRGPSettings
 from nesskit.spectra.moment import Moment
@@ -71,19 +71,29 @@ class TRGP(GPM):
 
     def loss(self, model: TaskModel, batch: Batch) -> Tensor:
         """The mean cross-entropy of what the model computes with the scaled weights."""
-        return F.cross_entropy(self._forward(model, batch.x, batch.task, self._present(model)), batch.y)
+        return F.cross_entropy(self._forward(model, batch.x, batch.task), batch.y)
 
     def predict(self, model: TaskModel, x: Tensor, task: int) -> Tensor:
-        """Logits (n, classes) with the task's own scale matrices."""
-        return self._forward(model, x, task, self.scales[task] if task in self.scales else self._present(model))
+        """Logits (n, classes) with the task's own scale matrices, which the model has once the task is learned."""
+        return model(x, task) if task in self.scales else self._forward(model, x, task)
 
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
-        """Keep the scale matrices, then remember what the layers see of the task through them."""
+        """Give the model the scale matrices for good, then remember what the layers see of the task through them."""
         scales = {place: scale.detach().clone() for place, scale in self._present(model).items()}
         self.scales[data.index], self.trusted = scales, []
         self._attach(model)
+        self._hand_over(model, data.index)
         with self._scaled(model, scales):
             return super().end_task(model, data)
+
+    def end_run(self, model: TaskModel) -> None:
+        """In the middle of a task, too, the model gets what the task has learned so far."""
+        if self.trusted:
+            self.scales[self.tasks_learned] = {place: s.detach().clone() for place, s in self._present(model).items()}
+            self._hand_over(model, self.tasks_learned)
+            self.trusted = []
+            self._attach(model)
+        super().end_run(model)
 
     def remember(self, name: str, moment: Moment, share: float, weight: Tensor) -> None:
         """Grow M as GPM does, then note which of its columns the task's inputs occupy."""
@@ -110,6 +120,9 @@ class TRGP(GPM):
         }
         self.trusted = list(state["trusted"])
         self._attach(model)
+        model.scaled.clear()
+        for task in self.scales:
+            self._hand_over(model, task)
 
     def memory_report(self) -> dict[str, int]:
         """Bytes of the bases, of the tasks' columns in them, and of the scale matrices."""
@@ -122,13 +135,10 @@ class TRGP(GPM):
     def scaled_weights(self, model: TaskModel, scales: Scales) -> dict[str, Tensor]:
         """Layer name → W + Σ_j W B_j (Q_j - 1) B_jᵀ, for the layers that have a scale matrix."""
         weights = protected_weights(model)
-        scaled: dict[str, Tensor] = {}
+        pairs: dict[str, list[Scaling]] = {}
         for (name, task), scale in scales.items():
-            basis, weight = self._occupied(name, task), weights[name]
-            seen = weight.flatten(1) @ basis
-            change = (seen @ scale - seen) @ basis.T
-            scaled[name] = scaled.get(name, weight) + change.view_as(weight)
-        return scaled
+            pairs.setdefault(name, []).append((self._occupied(name, task), scale))
+        return {name: scaled(weights[name], own) for name, own in pairs.items()}
 
     def _occupied(self, name: str, task: int) -> Tensor:
         """B_j (d, k_j), what the inputs of old ``task`` occupy."""
@@ -143,7 +153,10 @@ class TRGP(GPM):
     def _gradients(self, model: TaskModel, data: TaskData) -> dict[str, Tensor]:
         """Layer name → gradient of the new task's loss over a few sampled examples, before anything is learned."""
         rows = sample(torch.arange(len(data.train.y), device=data.train.y.device), self.settings.samples)
-        batch, weights = data.batch(data.train, rows), protected_weights(model)
+        batch = data.batch(data.train, rows)
+        weights = {name: weight for name, weight in protected_weights(model).items() if weight.requires_grad}
+        if not weights:
+            return {}
         with evaluating(model):
             loss = F.cross_entropy(model(batch.x, batch.task), batch.y)
             return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
@@ -160,11 +173,16 @@ class TRGP(GPM):
         """The scale matrices of the task that is being learned."""
         return dict(zip(self.trusted, model.scales, strict=True)) if self.trusted else {}  # type: ignore[arg-type]
 
-    def _forward(self, model: TaskModel, x: Tensor, task: int, scales: Scales) -> Tensor:
-        """Logits of ``x``, computed with the scaled weights."""
-        weights = {f"backbone.{name}.weight": w for name, w in self.scaled_weights(model, scales).items()}
-        logits: Tensor = functional_call(model, weights, (x, task))
+    def _forward(self, model: TaskModel, x: Tensor, task: int) -> Tensor:
+        """Logits of ``x``, computed with the scale matrices of the task that is being learned."""
+        features = call_with(model.backbone, self.scaled_weights(model, self._present(model)), x)
+        logits: Tensor = model.heads[task](features)
         return logits
+
+    def _hand_over(self, model: TaskModel, task: int) -> None:
+        """Let the model itself use the scale matrices of ``task``."""
+        for (name, old), scale in self.scales[task].items():
+            model.scaled.keep(task, name, (self._occupied(name, old), scale))
 
     @contextmanager
     def _scaled(self, model: TaskModel, scales: Scales) -> Iterator[None]:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from nesskit.networks.scaled_weights import ScaledWeights
+
 
 class TaskModel(nn.Module):
     """Task-incremental network: ``heads[task](backbone(x))``; the task is known also at test time.
 
-    Capture and adaptation concern the backbone alone; a head belongs to one task and cannot be forgotten.
+    Capture and adaptation concern the backbone alone; a head belongs to one task and cannot be forgotten. A method may
+    let a task use the backbone's weights in its own way (TRGP does): ``scaled`` holds how, and is empty otherwise.
 
     Args:
         backbone: any module that maps inputs (n, …) to features (n, features).
@@ -22,7 +25,8 @@ class TaskModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList(nn.Linear(features, count, bias=False) for count in class_counts)
+        self.scaled = ScaledWeights()
 
     def forward(self, x: Tensor, task: int) -> Tensor:
         """Logits (n, classes of the task) for inputs ``x`` (n, …)."""
-        return self.heads[task](self.backbone(x))
+        return self.heads[task](self.scaled(self.backbone, x, task))

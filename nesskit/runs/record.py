@@ -42,7 +42,9 @@ class Run:
         valid_accuracy: the same on validation data; all NaN without.
         config: the settings, as plain values.
         environment: versions, device, threads, commit.
-        data: SHA-256 of every data source.
+        data: SHA-256 of every data source, or of every task.
+        network: SHA-256 of the network (``architecture``) and of its weights at the start (``first_weights``) and when
+            it was left (``last_weights``); empty if the run was never written, or by an older nesskit.
         tasks: names of the tasks.
         history: one record an epoch.
         profiles: what each task did to each layer (empty for methods that do not measure it).
@@ -58,6 +60,7 @@ class Run:
     environment: dict[str, Any]
     data: dict[str, str]
     tasks: list[str]
+    network: dict[str, str] = field(default_factory=dict)
     history: list[EpochRecord] = field(default_factory=list)
     profiles: list[LayerProfile] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
@@ -143,6 +146,7 @@ class Run:
             "config": self.config,
             "environment": self.environment,
             "data": self.data,
+            "network": self.network,
             "tasks": self.tasks,
             "average_accuracy": null_nan(self.average_accuracy),
             "backward_transfer": null_nan(self.backward_transfer),
@@ -153,6 +157,7 @@ class Run:
     def from_dict(cls, record: Mapping[str, Any]) -> Run:
         """The run that ``to_dict`` was taken of (without its profiles)."""
         run = cls.new(record["config"], dict(record["environment"]), record["data"], list(record["tasks"]))
+        run.network = dict(record.get("network", {}))
         run.restore_results(record)
         run.status, run.status_reason = record["status"], record["status_reason"]
         return run

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from nesskit.errors import RunFolderError, TrainingError
+from nesskit.adaptation.adapt import adapted_layers
+from nesskit.errors import AdaptationError, RunFolderError, TrainingError
 from nesskit.methods import Method, make_method
+from nesskit.networks.checksums import network_checksum, weights_checksum
 from nesskit.networks.task_model import TaskModel
 from nesskit.runs.environment import current_commit, describe_environment
 from nesskit.runs.events import EpochFinished, Event, Listener, RunStarted, RunStopped, TaskFinished
 from nesskit.runs.folder import RunFolder
+from nesskit.runs.identity import difference, folder_within, other_run, same_settings
 from nesskit.runs.record import INTERRUPTED, Run
 from nesskit.settings import TrainingSettings, to_dict
 from nesskit.streams.base import TaskStream
+from nesskit.streams.checksums import data_checksums
 from nesskit.training.limits import Limits
 from nesskit.training.trainer import Trainer
+
+
+class OtherRunWarning(UserWarning):
+    """The folder of a run holds another run."""
 
 
 def fit(
@@ -36,14 +45,20 @@ def fit(
 ) -> Run:
     """Learn the tasks of ``stream`` one after another.
 
+    Whatever happens, the model is left as an ordinary one: what a method adapted is merged, also after an error or an
+    interrupt in the middle of a task. ``model(x, task)`` then answers as the run reports.
+
     Args:
-        model: maps (x, task) to logits; trained in place.
+        model: maps (x, task) to logits; trained in place. What is frozen stays as it is.
         stream: the tasks.
         method: a method or the name of one.
         settings: how each task is trained.
         seed: determines the order of batches and the noise of dropout.
         device: where to compute.
-        folder: where the run is kept; a run that lies there already is continued. None: nothing is written.
+        folder: where the run is kept; a run that lies there already is continued. None: nothing is written. A run is
+            known by its settings, data, network and the weights that it began with (or, if the model is the very one
+            that was trained, was left with). If another run has been *finished* there, this one lies in a folder of its
+            own within, ``run-…``; beside an *unfinished* one nothing is trained: the run returned says why it stopped.
         config: what the record says about the settings; made from the arguments if not given.
         listeners: called with every event.
         limits: when to stop early, how often to save; None: at the end of the stream, every ten epochs.
@@ -53,6 +68,7 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite. Earlier tasks stay on disk.
+        AdaptationError: the model is still adapted.
         RunFolderError: the folder is in use, damaged, or holds a run with other settings.
     """
     method = make_method(method) if isinstance(method, str) else method
@@ -65,6 +81,8 @@ def fit(
         )
     if settings.lr_patience and not all(len(task.valid.y) for task in stream):
         raise TrainingError("lr_patience watches the validation loss, but a task has no validation examples")
+    _refuse_adapted(model)
+    named = config is not None  # by the caller, who has chosen the folder for it
     config = config or {
         "stream": stream.name,
         "method": method.name,
@@ -74,14 +92,36 @@ def fit(
     }
     names = [task.name for task in stream]
     run = Run.new(config, describe_environment(device), stream.checksums, names)
-    trainer = Trainer(model, stream, method, settings, run, seed, device)
     if folder is None:
-        return _drive(trainer, None, listeners, limits, notes=())
+        return _run(Trainer(model, stream, method, settings, run, seed, device), None, listeners, limits)
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+    run.data = dict(data_checksums(stream))
+    run.network = {"architecture": network_checksum(model), "first_weights": weights_checksum(model)}
+    if not named:
+        other = other_run(run, folder)
+        if other is not None and not other[0].finished:
+            return _not_begun(run, folder, other[1], listeners)
+        if other is not None:
+            folder = _beside(run, folder, other[1])
     folder.read()  # refuses a stranger's folder before as much as a lock is put into it
     with folder.locked():
-        notes = _continue(trainer, folder)
+        return _run(Trainer(model, stream, method, settings, run, seed, device), folder, listeners, limits)
+
+
+def _refuse_adapted(model: TaskModel) -> None:
+    """A model that is adapted already would learn in the free directions of somebody else's past only."""
+    layers = list(adapted_layers(model)) or [name for name, m in model.named_modules() if hasattr(m, "_freeze")]
+    if layers:
+        raise AdaptationError(f"the model is still adapted ({', '.join(layers)}): nesskit.merge(model) first")
+
+
+def _run(trainer: Trainer, folder: RunFolder | None, listeners: Sequence[Listener], limits: Limits) -> Run:
+    """Begin the run or go on with what lies in ``folder``; however it ends, the model is an ordinary one again."""
+    try:
+        notes = () if folder is None else _continue(trainer, folder)
         return _drive(trainer, folder, listeners, limits, notes)
+    finally:
+        trainer.leave()
 
 
 def _continue(trainer: Trainer, folder: RunFolder) -> tuple[str, ...]:
@@ -90,20 +130,37 @@ def _continue(trainer: Trainer, folder: RunFolder) -> tuple[str, ...]:
     run.folder = folder.path
     if before is None:
         return ()
-    if not same_settings(before.config, run.config) or before.data != run.data:
-        what = "data" if same_settings(before.config, run.config) else "settings"
+    what = difference(before, run)
+    if what:
         raise RunFolderError(
-            f"{folder.path} holds a run with other {what}. It was left untouched: choose another runs folder"
+            f"{before.folder} holds a run with {what}. It was left untouched: choose another runs folder"
         )
+    run.network = before.network or run.network
     state = folder.read_checkpoint()
     if state is not None:
         trainer.load_state_dict(state)
     return older_commit(before)
 
 
-def same_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two configurations mean the same run: all but the name of the preset must agree."""
-    return {**one, "preset": None} == {**other, "preset": None}
+def _beside(run: Run, folder: RunFolder, what: str) -> RunFolder:
+    """Where the run lies if another one, which ``what`` makes another, has been finished in ``folder``; says so."""
+    own = folder_within(run, folder)
+    text = f"{folder.path} holds a finished run with {what}, which stays as it is: this run lies in {own.path}"
+    warnings.warn(text, OtherRunWarning, stacklevel=3)
+    return own
+
+
+def _not_begun(run: Run, folder: RunFolder, what: str, listeners: Sequence[Listener]) -> Run:
+    """The run, in which nothing was trained: going on would mix two runs, and the other one is not finished."""
+    run.status, run.status_reason = (
+        "stopped",
+        f"{folder.path} holds an unfinished run with {what}, which was left untouched: go on with it with its own data "
+        "and network, made from the same seed, or choose another folder",
+    )
+    warnings.warn(run.status_reason, OtherRunWarning, stacklevel=3)
+    for listener in listeners:
+        listener(RunStopped(False, run.status_reason, run.average_accuracy, run.backward_transfer))
+    return run
 
 
 def older_commit(run: Run) -> tuple[str, ...]:
@@ -150,7 +207,9 @@ def _drive(
         run.status, run.status_reason = "failed", f"{type(error).__name__}: {error}"
         raise
     finally:
+        trainer.leave()
         if folder is not None:
+            run.network["last_weights"] = weights_checksum(trainer.model)
             folder.write(run)
         tell(RunStopped(run.finished, run.status_reason, run.average_accuracy, run.backward_transfer))
     return run

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nesskit.errors import TrainingError
@@ -58,12 +58,23 @@ class Trainer:
         self.model = model.to(device)
         self.stream, self.method, self.settings = stream, method, settings
         self.run, self.seed, self.device = run, seed, device
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise TrainingError("there is nothing to train: every parameter of the model is frozen")
+        model.scaled.clear()  # what an earlier run let single tasks use is none of this one's
+        method.reset()  # also where a method's own begin_run does not
         method.begin_run(settings)
         every = range(len(stream))
         self.stages = [tuple(every)] if method.learns_together else [(task,) for task in every]
         self.stages_done = 0
         self.stage: Stage | None = None
         self.optimizer: torch.optim.Optimizer | None = None
+        self.left = False
+
+    def leave(self) -> None:
+        """Make an ordinary model of the model, wherever the run has come; the trainer is of no use afterwards."""
+        if not self.left:
+            self.left = True
+            self.method.end_run(self.model)
 
     @property
     def tasks_left(self) -> bool:
@@ -138,6 +149,7 @@ class Trainer:
         place = (self.stages_done, stage.epochs_done)
         shuffle = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", *place))
         self.method.train_mode(self.model)
+        _keep_frozen_statistics(self.model)
         total = torch.zeros((), device=self.device)
         # Entered anew for every step: autocast keeps its half-precision copies of the weights until it is left.
         autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16)
@@ -258,3 +270,12 @@ def _changing_tensors(model: TaskModel) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tensors |= {name: b for name, b in model.named_buffers() if not name.endswith((".basis", ".occupied"))}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _keep_frozen_statistics(model: TaskModel) -> None:
+    """Stop the running averages of every normalisation whose parameters the user froze: the layer stays as it is."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            own = list(module.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.training = False

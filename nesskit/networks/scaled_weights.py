@@ -1,0 +1,106 @@
+"""Weights that a task uses in its own way: W + Σ_j W B_j (Q_j - 1) B_jᵀ instead of W (Lin et al., TRGP, ICLR 2022).
+
+They belong to the model and not to the method that learned them, so that whoever is given the model, a copy of it or
+its ``state_dict`` gets the same answers.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Scaling = tuple[Tensor, Tensor]  # B (d, k) with orthonormal columns, Q (k, k)
+
+
+def scaled(weight: Tensor, scalings: Iterable[Scaling]) -> Tensor:
+    """W + Σ_j W B_j (Q_j - 1) B_jᵀ, in the shape of W.
+
+    Args:
+        weight: W, (d_out, d) or a convolution's weight.
+        scalings: B_j (d, k_j), orthonormal columns, and Q_j (k_j, k_j).
+    """
+    result = weight
+    for basis, scale in scalings:
+        seen = weight.flatten(1) @ basis
+        result = result + ((seen @ scale - seen) @ basis.T).view_as(weight)
+    return result
+
+
+def call_with(backbone: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """``backbone(x)``, computed with other ``weights`` (layer name → weight) in some of its layers."""
+    names = {f"{layer}.weight".removeprefix("."): weight for layer, weight in weights.items()}
+    features: Tensor = functional_call(backbone, names, (x,)) if names else backbone(x)
+    return features
+
+
+class ScaledWeights(nn.Module):
+    """The scalings of all tasks; without any, the backbone is called as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[tuple[int, str]] = []  # (task, layer) of each pair of buffers
+
+    def keep(self, task: int, layer: str, scaling: Scaling) -> None:
+        """From now on ``task`` uses the weight of ``layer`` (its name in the backbone) with this scaling, too."""
+        number = len(self.places)
+        self.places.append((task, layer))
+        for name, tensor in zip(("basis", "scale"), scaling, strict=True):
+            # Not persistent: the keys of a model's state say what network it is, not how it was trained.
+            self.register_buffer(f"{name}{number}", tensor.detach().clone(), persistent=False)
+
+    def clear(self) -> None:
+        """All tasks use the weights as they are."""
+        self.places.clear()
+        self._buffers.clear()
+        self._non_persistent_buffers_set.clear()
+
+    def of(self, task: int) -> dict[str, list[Scaling]]:
+        """Layer name → scalings of ``task``."""
+        found: dict[str, list[Scaling]] = {}
+        for number, (owner, layer) in enumerate(self.places):
+            if owner == task:
+                found.setdefault(layer, []).append(self._pair(number))
+        return found
+
+    def forward(self, backbone: nn.Module, x: Tensor, task: int) -> Tensor:
+        """Features (n, features) of ``x``, computed with the weights of ``task``."""
+        if not self.places:
+            return backbone(x)
+        weights = {name: self._scaled(backbone, name, pairs) for name, pairs in self.of(task).items()}
+        return call_with(backbone, weights, x)
+
+    def _scaled(self, backbone: nn.Module, layer: str, scalings: Iterable[Scaling]) -> Tensor:
+        weight = backbone.get_submodule(layer).weight
+        assert isinstance(weight, Tensor)
+        return scaled(weight, ((basis.to(weight), scale.to(weight)) for basis, scale in scalings))
+
+    def _pair(self, number: int) -> Scaling:
+        return self.get_buffer(f"basis{number}"), self.get_buffer(f"scale{number}")
+
+    def get_extra_state(self) -> Tensor:
+        """Everything, as one tensor of bytes; empty where nothing is scaled."""
+        if not self.places:
+            return torch.empty(0, dtype=torch.uint8)
+        content = [(*place, *(t.cpu() for t in self._pair(number))) for number, place in enumerate(self.places)]
+        stream = io.BytesIO()
+        torch.save(content, stream)
+        return torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore it."""
+        self.clear()
+        if len(state):
+            for task, layer, *scaling in torch.load(io.BytesIO(state.cpu().numpy().tobytes()), weights_only=True):
+                self.keep(task, layer, tuple(scaling))
+
+    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        """As usual, but a state of a model that knew of no such weights is whole without."""
+        super()._load_from_state_dict(*arguments, **named)
+        prefix, missing = arguments[1], arguments[4]
+        if f"{prefix}_extra_state" in missing:
+            missing.remove(f"{prefix}_extra_state")
