@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nesskit.methods.subspace import SubspaceMethod, moments_of, protected_weights
+from nesskit.methods.subspace import SubspaceMethod, kept_beside, moments_of, protected_weights
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import AdamNSCLSettings
 from nesskit.spectra.filters import Probe
@@ -92,4 +92,4 @@ class AdamNSCL(SubspaceMethod):
         spectrum = moment.spectrum()
         shares = self.settings.filter.weights(spectrum, Probe(weight.detach().flatten(1)))
         free = shares > 0
-        return (spectrum.directions[:, free] * shares[free].sqrt()).to(weight)
+        return kept_beside(weight, spectrum.directions[:, free] * shares[free].sqrt())

@@ -17,9 +17,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from nesskit.adaptation.capture import evaluating
 from nesskit.methods.base import Method
-from nesskit.methods.subspace import keep_running_statistics, sample
+from nesskit.methods.subspace import keep_running_statistics, pieces, sample
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import EWCSettings
+from nesskit.spectra.precision import at_least_float32
 from nesskit.streams.base import normalise
 from nesskit.streams.batches import Batch, TaskData
 
@@ -66,8 +67,8 @@ class EWC(Method):
         """Add the task's Fisher information to the importances."""
         settings = self.settings
         x = data.train.x if settings.samples is None else sample(data.train.x, settings.samples)
-        pieces = (normalise(piece, data.normalisation) for piece in x.split(settings.fisher_batch))
-        new = fisher_diagonal(model, data.index, pieces)
+        parts = pieces(x, settings.fisher_batch, model.backbone)
+        new = fisher_diagonal(model, data.index, (normalise(part, data.normalisation) for part in parts))
         parameters = dict(model.backbone.named_parameters())
         for name, importance in new.items():
             self._remember(name, importance, parameters[name].detach())
@@ -91,8 +92,8 @@ class EWC(Method):
     def load_state_dict(self, model: TaskModel, state: Mapping[str, Any]) -> None:
         """Restore them."""
         parameters = dict(model.backbone.named_parameters())
-        self.importance = {name: F.to(parameters[name]) for name, F in state["importance"].items()}
-        self.anchors = {name: anchor.to(parameters[name]) for name, anchor in state["anchors"].items()}
+        self.importance = {name: F.to(parameters[name].device) for name, F in state["importance"].items()}
+        self.anchors = {name: anchor.to(parameters[name].device) for name, anchor in state["anchors"].items()}
 
     def memory_report(self) -> dict[str, int]:
         """Bytes of both."""
@@ -120,7 +121,7 @@ def fisher_diagonal(model: TaskModel, task: int, batches: Iterator[Tensor]) -> d
     parameters = {name: p for name, p in model.backbone.named_parameters() if p.requires_grad}
     if not parameters:
         return {}
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    total = {name: torch.zeros_like(p, dtype=at_least_float32(p)) for name, p in parameters.items()}
     count = 0
     with evaluating(model):
         for x in batches:
@@ -129,6 +130,6 @@ def fisher_diagonal(model: TaskModel, task: int, batches: Iterator[Tensor]) -> d
             log_likelihood = -F.cross_entropy(logits, drawn, reduction="sum")
             scores = torch.autograd.grad(log_likelihood, list(parameters.values()), materialize_grads=True)
             for name, score in zip(parameters, scores, strict=True):
-                total[name] += score.square()
+                total[name] += score.to(total[name]).square()
             count += len(x)
     return {name: value / count for name, value in total.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nesskit.methods.subspace import SubspaceMethod, moments_of, protected_weights, sample
+from nesskit.methods.subspace import SubspaceMethod, kept_beside, moments_of, protected_weights, sample
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import GPMSettings
 from nesskit.spectra.moment import Moment
@@ -51,9 +51,9 @@ class GPM(SubspaceMethod):
         return super().end_task(model, data)
 
     def remember(self, name: str, moment: Moment, share: float, weight: Tensor) -> None:
-        """Grow the M of one layer, whose ``weight`` says in which type and where it is kept."""
+        """Grow the M of one layer, whose ``weight`` says in which type (float32 at least) and where it is kept."""
         basis = self.bases.get(name, weight.new_empty(moment.dimension, 0))
-        self.bases[name] = grow_basis(basis, moment, share).to(weight)
+        self.bases[name] = kept_beside(weight, grow_basis(basis, moment, share))
 
     def state_dict(self) -> dict[str, Any]:
         """The bases."""
@@ -63,7 +63,7 @@ class GPM(SubspaceMethod):
         """Restore the bases."""
         super().load_state_dict(model, state)
         weights = protected_weights(model)
-        self.bases = {name: basis.to(weights[name]) for name, basis in state["bases"].items()}
+        self.bases = {name: kept_beside(weights[name], basis) for name, basis in state["bases"].items()}
 
     def memory_report(self) -> dict[str, int]:
         """Bytes of the bases."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nesskit.adaptation.capture import evaluating
 from nesskit.adaptation.watch import Use, watching
 from nesskit.adaptation.weights import known_kind
-from nesskit.methods.subspace import SubspaceMethod, protected_layers, protected_weights
+from nesskit.methods.subspace import SubspaceMethod, kept_beside, pieces, protected_layers, protected_weights
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import OWMSettings
 from nesskit.spectra.precision import float64_device
@@ -31,7 +31,7 @@ class OWM(SubspaceMethod):
     the paper's Methods, see :func:`update_projector`). A convolution has one mean at each of its positions.
 
     Attributes:
-        projectors: layer name → P (d, d), in the weight's dtype.
+        projectors: layer name → P (d, d), in the weight's dtype, float32 at least.
     """
 
     name = "owm"
@@ -53,15 +53,15 @@ class OWM(SubspaceMethod):
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Take the task's training examples, in batches in random order, into the projectors."""
         order = torch.randperm(len(data.train.y)).to(data.train.x.device)
-        pieces = order.split(self.settings.batch)
+        rows = pieces(order, self.settings.batch, model.backbone)
         projectors = {name: self._projector(name, weight) for name, weight in protected_weights(model).items()}
-        means = batch_means(model.backbone, (normalise(data.train.x[p], data.normalisation) for p in pieces))
+        means = batch_means(model.backbone, (normalise(data.train.x[p], data.normalisation) for p in rows))
         for number, inputs in enumerate(means):
-            alpha = self.settings.alpha * self.settings.alpha_decay ** (number / len(pieces))
+            alpha = self.settings.alpha * self.settings.alpha_decay ** (number / len(rows))
             for name, X in inputs.items():
                 projectors[name] = update_projector(projectors[name], X, alpha)
         weights = protected_weights(model)
-        self.projectors = {name: P.to(weights[name]) for name, P in projectors.items()}
+        self.projectors = {name: kept_beside(weights[name], P) for name, P in projectors.items()}
         return super().end_task(model, data)
 
     def _projector(self, name: str, weight: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class OWM(SubspaceMethod):
         """Restore the projectors."""
         super().load_state_dict(model, state)
         weights = protected_weights(model)
-        self.projectors = {name: P.to(weights[name]) for name, P in state["projectors"].items()}
+        self.projectors = {name: kept_beside(weights[name], P) for name, P in state["projectors"].items()}
 
     def memory_report(self) -> dict[str, int]:
         """Bytes of the projectors."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nesskit.methods.gpm import GPM
+from nesskit.methods.subspace import kept_beside
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import SGPSettings
 from nesskit.spectra.moment import Moment
@@ -53,7 +54,8 @@ class SGP(GPM):
     def remember(self, name: str, moment: Moment, share: float, weight: Tensor) -> None:
         """Grow M as GPM does, then add what the task's inputs give each direction of it in importance."""
         super().remember(name, moment, share, weight)
-        new = importance(energy_along(self.bases[name], moment).clamp(min=0).sqrt(), self.settings.alpha).to(weight)
+        sizes = energy_along(self.bases[name], moment).clamp(min=0).sqrt()
+        new = kept_beside(weight, importance(sizes, self.settings.alpha))
         before = self.importances.get(name, new[:0])
         new[: len(before)] += before
         self.importances[name] = new.clamp(max=1)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -27,6 +28,7 @@ from nesskit.errors import SpectrumError
 from nesskit.methods.base import Method, learning
 from nesskit.networks.task_model import TaskModel
 from nesskit.spectra.moment import Moment
+from nesskit.spectra.precision import at_least_float32
 from nesskit.streams.base import normalise
 from nesskit.streams.batches import Batch, TaskData
 
@@ -83,7 +85,7 @@ class SubspaceMethod(Method):
         finally:  # also when somebody interrupts: a step that was not projected must not stay
             with torch.no_grad(), full_precision():
                 for name, weight in weights.items():
-                    weight.copy_(before[name] + self.project(name, weight - before[name]))
+                    weight.copy_(before[name] + self._projected(name, weight - before[name]))
 
     def adjust_gradients(self, model: TaskModel) -> None:
         """Project the gradients of the held layers, unless it is their step that is projected."""
@@ -92,7 +94,11 @@ class SubspaceMethod(Method):
         with full_precision():
             for name, weight in self._held_weights(model).items():
                 if weight.grad is not None:
-                    weight.grad.copy_(self.project(name, weight.grad))
+                    weight.grad.copy_(self._projected(name, weight.grad))
+
+    def _projected(self, name: str, change: Tensor) -> Tensor:
+        """``change`` projected, in float32 at least."""
+        return self.project(name, change.to(at_least_float32(change)))
 
     def _held_weights(self, model: TaskModel) -> dict[str, nn.Parameter]:
         held = self.held()
@@ -116,6 +122,11 @@ def sums_gradients(optimizer: torch.optim.Optimizer) -> bool:
     """Whether every step is a sum of the gradients seen: SGD, with momentum or not, without weight decay; SAM on it."""
     base = getattr(optimizer, "base", optimizer)
     return type(base) is torch.optim.SGD and not any(group["weight_decay"] for group in base.param_groups)
+
+
+def kept_beside(weight: Tensor, tensor: Tensor) -> Tensor:
+    """``tensor``, what a projection of ``weight`` needs, on the weight's device and in its type, float32 at least."""
+    return tensor.to(weight.device, at_least_float32(weight))
 
 
 @contextmanager
@@ -145,7 +156,7 @@ def protected_layers(backbone: nn.Module) -> dict[str, nn.Module]:
 def keep_running_statistics(model: nn.Module) -> None:
     """Stop the running state of normalisations and of spectral norm: what they hold stays as it is."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) or _has_spectral_norm(module):
+        if isinstance(module, _NormBase) or _has_spectral_norm(module):
             module.training = False
 
 
@@ -167,12 +178,25 @@ def moments_of(model: TaskModel, data: TaskData, x: Tensor | None = None) -> dic
         SpectrumError: a layer was never called; says which.
     """
     chosen = data.train.x if x is None else x
-    batches = (normalise(piece, data.normalisation) for piece in chosen.split(BATCH))
+    batches = (normalise(piece, data.normalisation) for piece in pieces(chosen, BATCH, model.backbone))
     moments = collect_moments(model.backbone, batches, list(protected_layers(model.backbone)))
     for name, moment in moments.items():
         if moment.count == 0:
             raise SpectrumError(f"layer '{name}' was never called, so its inputs are unknown and cannot be protected")
     return moments
+
+
+def pieces(x: Tensor, size: int, backbone: nn.Module) -> Sequence[Tensor]:
+    """``x`` in pieces of ``size`` rows for ``backbone`` to look at.
+
+    A single row that is left over joins the piece before it if a BatchNorm takes its statistics from the batch: there
+    are none of one row.
+    """
+    parts = x.split(size)
+    alone = len(parts) > 1 and size > 1 and len(parts[-1]) == 1
+    if alone and any(isinstance(m, _BatchNorm) and m.running_mean is None for m in backbone.modules()):
+        return [*parts[:-2], torch.cat(parts[-2:])]
+    return parts
 
 
 def sample(x: Tensor, count: int) -> Tensor:

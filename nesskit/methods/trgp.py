@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from nesskit.adaptation.capture import evaluating
 from nesskit.methods.gpm import GPM
-from nesskit.methods.subspace import protected_weights, sample
+from nesskit.methods.subspace import kept_beside, protected_weights, sample
 from nesskit.networks.scaled_weights import Scaling, call_with, scaled
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import TRGPSettings
@@ -146,6 +146,7 @@ class TRGP(GPM):
 
     def _trust_region(self, name: str, gradient: Tensor) -> list[int]:
         """The old tasks with ‖G B_j B_jᵀ‖ ≥ ε₁ ‖G‖, the largest first, ``reuse`` of them at most."""
+        gradient = kept_beside(gradient, gradient)
         held = [float(project_onto(gradient, self._occupied(name, t)).norm()) for t in range(len(self.columns[name]))]
         trusted = [task for task, norm in enumerate(held) if norm >= self.settings.trust * float(gradient.norm())]
         return sorted(trusted, key=lambda task: held[task], reverse=True)[: self.settings.reuse]

@@ -18,7 +18,7 @@ Scaling = tuple[Tensor, Tensor]  # B (d, k) with orthonormal columns, Q (k, k)
 
 
 def scaled(weight: Tensor, scalings: Iterable[Scaling]) -> Tensor:
-    """W + Σ_j W B_j (Q_j - 1) B_jᵀ, in the shape of W.
+    """W + Σ_j W B_j (Q_j - 1) B_jᵀ, in the shape and type of W.
 
     Args:
         weight: W, (d_out, d) or a convolution's weight.
@@ -26,9 +26,9 @@ def scaled(weight: Tensor, scalings: Iterable[Scaling]) -> Tensor:
     """
     result = weight
     for basis, scale in scalings:
-        seen = weight.flatten(1) @ basis
+        seen = weight.flatten(1).to(basis.dtype) @ basis
         result = result + ((seen @ scale - seen) @ basis.T).view_as(weight)
-    return result
+    return result.to(weight.dtype)
 
 
 def call_with(backbone: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -51,7 +51,9 @@ class ScaledWeights(nn.Module):
         self.places.append((task, layer))
         for name, tensor in zip(("basis", "scale"), scaling, strict=True):
             # Not persistent: the keys of a model's state say what network it is, not how it was trained.
-            self.register_buffer(f"{name}{number}", tensor.detach().clone(), persistent=False)
+            self.register_buffer(
+                f"{name}{number}", tensor.detach().clone(memory_format=torch.contiguous_format), persistent=False
+            )
 
     def clear(self) -> None:
         """All tasks use the weights as they are."""
@@ -77,7 +79,7 @@ class ScaledWeights(nn.Module):
     def _scaled(self, backbone: nn.Module, layer: str, scalings: Iterable[Scaling]) -> Tensor:
         weight = backbone.get_submodule(layer).weight
         assert isinstance(weight, Tensor)
-        return scaled(weight, ((basis.to(weight), scale.to(weight)) for basis, scale in scalings))
+        return scaled(weight, ((basis.to(weight.device), scale.to(weight.device)) for basis, scale in scalings))
 
     def _pair(self, number: int) -> Scaling:
         return self.get_buffer(f"basis{number}"), self.get_buffer(f"scale{number}")
@@ -86,7 +88,12 @@ class ScaledWeights(nn.Module):
         """Everything, as one tensor of bytes; empty where nothing is scaled."""
         if not self.places:
             return torch.empty(0, dtype=torch.uint8)
-        content = [(*place, *(t.cpu() for t in self._pair(number))) for number, place in enumerate(self.places)]
+        # Fresh strings, each once: what is equal must have equal bytes, and a pickle notes which objects are the same.
+        content = {
+            f"{task} {number} {kind} {layer}": tensor.cpu()
+            for number, (task, layer) in enumerate(self.places)
+            for kind, tensor in zip(("basis", "scale"), self._pair(number), strict=True)
+        }
         stream = io.BytesIO()
         torch.save(content, stream)
         return torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
@@ -95,8 +102,11 @@ class ScaledWeights(nn.Module):
         """Restore it."""
         self.clear()
         if len(state):
-            for task, layer, *scaling in torch.load(io.BytesIO(state.cpu().numpy().tobytes()), weights_only=True):
-                self.keep(task, layer, tuple(scaling))
+            content = torch.load(io.BytesIO(state.cpu().numpy().tobytes()), weights_only=True)
+            tensors = list(content.values())
+            for key, scaling in zip(list(content)[::2], zip(tensors[::2], tensors[1::2], strict=True), strict=True):
+                task, _, _, layer = key.split(" ", 3)
+                self.keep(int(task), layer, scaling)
 
     def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
         """As usual, but a state of a model that knew of no such weights is whole without."""
