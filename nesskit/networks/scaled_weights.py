@@ -50,10 +50,9 @@ class ScaledWeights(nn.Module):
         number = len(self.places)
         self.places.append((task, layer))
         for name, tensor in zip(("basis", "scale"), scaling, strict=True):
-            # Not persistent: the keys of a model's state say what network it is, not how it was trained.
-            self.register_buffer(
-                f"{name}{number}", tensor.detach().clone(memory_format=torch.contiguous_format), persistent=False
-            )
+            # Not persistent: keys of a state say what network it is. The values are in the extra state below.
+            own = tensor.detach().clone(memory_format=torch.contiguous_format)
+            self.register_buffer(f"{name}{number}", own, persistent=False)
 
     def clear(self) -> None:
         """All tasks use the weights as they are."""
@@ -85,14 +84,13 @@ class ScaledWeights(nn.Module):
         return self.get_buffer(f"basis{number}"), self.get_buffer(f"scale{number}")
 
     def get_extra_state(self) -> Tensor:
-        """Everything, as one tensor of bytes; empty where nothing is scaled."""
+        """Everything, as one tensor of bytes; empty where nothing is scaled. What is equal has equal bytes."""
         if not self.places:
             return torch.empty(0, dtype=torch.uint8)
-        # Fresh strings, each once: what is equal must have equal bytes, and a pickle notes which objects are the same.
+        # Fresh strings, each once: a pickle notes which objects are the same.
         content = {
-            f"{task} {number} {kind} {layer}": tensor.cpu()
+            f"{task} {number} {layer}": torch.cat(self._pair(number)).cpu()
             for number, (task, layer) in enumerate(self.places)
-            for kind, tensor in zip(("basis", "scale"), self._pair(number), strict=True)
         }
         stream = io.BytesIO()
         torch.save(content, stream)
@@ -101,12 +99,12 @@ class ScaledWeights(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore it."""
         self.clear()
-        if len(state):
-            content = torch.load(io.BytesIO(state.cpu().numpy().tobytes()), weights_only=True)
-            tensors = list(content.values())
-            for key, scaling in zip(list(content)[::2], zip(tensors[::2], tensors[1::2], strict=True), strict=True):
-                task, _, _, layer = key.split(" ", 3)
-                self.keep(int(task), layer, scaling)
+        if not len(state):
+            return
+        for key, both in torch.load(io.BytesIO(state.cpu().numpy().tobytes()), weights_only=True).items():
+            task, _, layer = key.split(" ", 2)
+            d = both.shape[0] - both.shape[1]
+            self.keep(int(task), layer, (both[:d], both[d:]))
 
     def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
         """As usual, but a state of a model that knew of no such weights is whole without."""
