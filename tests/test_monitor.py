@@ -231,7 +231,7 @@ def test_a_damaged_record_is_one_sentence_and_the_figure_stays(folder):
     whole = (folder / "record.json").read_text()
     (folder / "record.json").write_text(whole[:500])
     assert monitor.refresh().status == "damaged"
-    assert said(monitor._status).startswith(f"Damaged: {folder}: its record cannot be read (JSONDecodeError")
+    assert said(monitor._status).startswith(f"Damaged: {folder}: its record cannot be read: Unterminated string")
     assert monitor.stop_button.disabled
     assert monitor.resume_button.disabled
     np.testing.assert_array_equal(values(monitor._plots.train), before)

@@ -8,7 +8,6 @@ renamed onto it, so that a kill or a full disk at any moment leaves the last who
 from __future__ import annotations
 
 import json
-import pickle
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,12 +19,13 @@ import numpy as np
 import torch
 
 from nesskit.errors import RunFolderError
+from nesskit.runs.checking import check_values, parse_record
 from nesskit.runs.events import Event
 from nesskit.runs.profile_file import load_profiles, pack_profiles
 from nesskit.runs.record import FORMAT, Run, null_nan
-from nesskit.spectra.profile import LayerProfile
-from nesskit.wholefile import write_whole
+from nesskit.wholefile import append_line, remove_leftovers, write_whole
 
+CHECKPOINT = {"stages_done", "stage", "model", "method", "results", "profiles"}  # what a checkpoint holds
 STOP = "stop"  # an empty file of this name asks a run to stop
 
 
@@ -56,6 +56,7 @@ class RunFolder:
                 "wait for it, stop it, or choose another runs folder"
             ) from None
         try:
+            remove_leftovers(self.path)  # nobody else writes here now
             yield
         finally:
             lock.release()
@@ -67,21 +68,39 @@ class RunFolder:
             RunFolderError: the folder holds something else, or its record is damaged. It is left untouched.
         """
         record = self.path / "record.json"
-        if not record.exists():
-            if self.path.exists() and (not self.path.is_dir() or self._strangers()):
-                raise self._damaged("it holds no record.json, so it is no run of nesskit")
-            return None
         try:
-            values = json.loads(record.read_text(encoding="utf-8"))
-            if values["format"] > FORMAT:
-                raise self._damaged(f"its format {values['format']} is newer than this nesskit, which reads {FORMAT}")
-            run = Run.from_dict(values)
-            run.profiles = self._read_profiles()
-        except (json.JSONDecodeError, UnicodeDecodeError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+            if not record.exists():
+                if self.path.exists() and (not self.path.is_dir() or self._strangers()):
+                    raise self._damaged("it holds no record.json, so it is no run of nesskit")
+                return None
+            values = parse_record(record.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunFolderError(f"the run folder {self.path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
             if isinstance(error, RunFolderError):
                 raise
-            raise self._damaged(f"its record cannot be read ({type(error).__name__}: {error})") from error
+            raise self._damaged(f"its record cannot be read: {error}") from error
+        run = self._checked(values)
         run.folder = self.path
+        return run
+
+    def _checked(self, values: Any) -> Run:
+        """The run that a record tells of, if it can be believed, with its profiles."""
+        form = values.get("format") if isinstance(values, dict) else None
+        if isinstance(form, int) and form > FORMAT:
+            raise self._damaged(f"its format {form} is newer than this nesskit, which reads {FORMAT}")
+        try:
+            check_values(values)
+            run = Run.from_dict(values)
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._damaged(f"its record is damaged: {error}") from error
+        path = self.path / "profiles.npz"
+        try:
+            run.profiles = load_profiles(path) if path.exists() else []
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise self._damaged(f"its profiles.npz is damaged: {error}") from error
         return run
 
     def write(self, run: Run) -> None:
@@ -106,9 +125,19 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
-            raise self._damaged(f"checkpoint.pt cannot be read ({type(error).__name__})") from error
+            # torch.load does not compare the archive's checksums: a flipped bit would be another weight.
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # of a dozen kinds, which neither library documents; each is a damaged file
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise self._damaged(f"checkpoint.pt cannot be read ({reason})") from error
+        if damaged:
+            raise self._damaged(f"checkpoint.pt is damaged: the checksum of '{damaged}' in it is wrong")
+        missing = sorted(CHECKPOINT - state.keys()) if isinstance(state, dict) else sorted(CHECKPOINT)
+        if missing:
+            raise self._damaged(f"checkpoint.pt is no checkpoint of a run: it has no {', '.join(missing)}")
+        assert isinstance(state, dict)
         return state
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
@@ -131,8 +160,11 @@ class RunFolder:
     def append_event(self, event: Event) -> None:
         """Add one line to ``events.jsonl``."""
         self._make()
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(null_nan(event.to_dict())) + "\n")
+        line = json.dumps(null_nan(event.to_dict())) + "\n"
+        try:
+            append_line(self.path / "events.jsonl", line.encode())
+        except OSError as error:
+            raise self._unwritten("events.jsonl", error.strerror) from error
 
     def _make(self) -> None:
         try:
@@ -146,20 +178,18 @@ class RunFolder:
         try:
             write_whole(self.path / name, write)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise RunFolderError(
-                f"cannot write {self.path / name}: {reason}. What was written before is intact: "
-                "make room and give the same command again to go on"
-            ) from error
+            raise self._unwritten(name, error.strerror if isinstance(error, OSError) else error) from error
+
+    def _unwritten(self, name: str, reason: object) -> RunFolderError:
+        return RunFolderError(
+            f"cannot write {self.path / name}: {reason}. What was written before is intact: "
+            "make room and give the same command again to go on"
+        )
 
     def _strangers(self) -> list[str]:
         """Files that a run which was killed before its first record would not have left."""
         ours = {".lock", STOP, "events.jsonl", "checkpoint.pt", "profiles.npz"}
         return [p.name for p in self.path.iterdir() if p.name not in ours and not p.name.endswith(".part")]
-
-    def _read_profiles(self) -> list[LayerProfile]:
-        path = self.path / "profiles.npz"
-        return load_profiles(path) if path.exists() else []
 
     def _damaged(self, what: str) -> RunFolderError:
         return RunFolderError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 
 from nesskit.spectra.profile import LayerProfile
 
+LARGEST = 1 << 30  # bytes; the profiles of a hundred tasks of a large network are a hundredth of it
 _FIELDS = tuple(item.name for item in fields(LayerProfile))
 
 
@@ -43,13 +46,51 @@ def unpack_profiles(packed: Mapping[str, Any] | list[dict[str, Any]]) -> list[La
 
 
 def load_profiles(path: Path) -> list[LayerProfile]:
-    """The profiles in the file ``path``, of this format or an older one."""
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {key: values if values.ndim else values.item() for key, values in stored.items()}
-    if "dimension" in arrays:
-        return unpack_profiles({k: v if k in _VECTORS else v.tolist() for k, v in arrays.items()})
-    old: dict[int, dict[str, Any]] = {}  # format 1: an array for each field of each profile, named number/field
-    for key, value in arrays.items():
-        number, name = key.split("/")
-        old.setdefault(int(number), {})[name] = value
-    return unpack_profiles([old[number] for number in sorted(old)])
+    """The profiles in the file ``path``, of this format or an older one.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+        OSError: it cannot be read.
+    """
+    arrays = _arrays(path)
+    try:
+        if "dimension" in arrays:
+            profiles = unpack_profiles({k: v if k in _VECTORS else v.tolist() for k, v in arrays.items()})
+        else:
+            old: dict[int, dict[str, Any]] = {}  # format 1: an array for each field of each profile, named number/field
+            for key, value in arrays.items():
+                number, name = key.split("/")
+                old.setdefault(int(number), {})[name] = value
+            profiles = unpack_profiles([old[number] for number in sorted(old)])
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"it holds no profiles ({error})") from error
+    for profile in profiles:
+        _check(profile)
+    return profiles
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """Every array of the file, whose checksums are right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(info.file_size for info in archive.infolist()) > LARGEST:
+                raise ValueError(f"it claims to hold more than {LARGEST >> 20} MiB")
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of '{damaged}' in it is wrong")
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: values if values.ndim else values.item() for key, values in stored.items()}
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, MemoryError, RuntimeError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _check(profile: LayerProfile) -> None:
+    """A profile holds what :func:`layer_profile` may have measured."""
+    named = isinstance(profile.layer, str) and isinstance(profile.task, int) and isinstance(profile.rank, int)
+    vectors = [np.asarray(getattr(profile, name)) for name in _VECTORS]
+    d = len(vectors[0])
+    right = named and 0 <= profile.rank <= d and profile.task >= 0
+    if not right or not all(v.dtype == np.float64 and v.shape == (d,) and (v >= 0).all() for v in vectors):
+        raise ValueError(f"the profile of layer '{profile.layer}' holds what no task can have done to a layer")
+    if not all(np.isfinite(v).all() for v in vectors):
+        raise ValueError(f"the profile of layer '{profile.layer}' holds infinite numbers")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nesskit.errors import RunFolderError
+from nesskit.runs.checking import check_values, parse_record
 from nesskit.runs.record import Run
 from nesskit.userfiles import folder_name
 
@@ -57,11 +58,16 @@ def load_results(benchmark: str, folder: Path | str | None = None) -> list[Run]:
     runs = []
     for path in sorted((Path(folder or results_folder()) / folder_name(benchmark)).glob("*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            record = parse_record(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise RunFolderError(f"{path} is no recorded run: {error}") from error
         check_record(record, str(path))
-        runs.append(Run.from_dict(_expanded(record)))
+        try:
+            record = _expanded(record)
+            check_values(record)
+            runs.append(Run.from_dict(record))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RunFolderError(f"{path} is damaged: {error}") from error
     return sorted(runs, key=lambda run: (run.config["method"], run.config["preset"], run.config["seed"]))
 
 

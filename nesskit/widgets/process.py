@@ -141,4 +141,13 @@ class EventFollower:
             lines = stream.read().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]  # the last may be half written
         self._position += sum(len(line) for line in whole)
-        return [json.loads(line) for line in whole]
+        return [event for event in map(_event, whole) if event is not None]
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """What a line tells; None if it is torn, as one is that its writer was killed in the middle of."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
