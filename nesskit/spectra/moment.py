@@ -76,7 +76,13 @@ class Moment:
         Raises:
             SpectrumError: x has another width than d, or holds NaN or infinite values.
         """
-        x = x if isinstance(x, Tensor) else torch.as_tensor(np.ascontiguousarray(x))  # torch takes no flipped arrays
+        try:
+            if not isinstance(x, Tensor):
+                x = torch.as_tensor(np.ascontiguousarray(x))  # torch takes no flipped arrays
+        except (TypeError, ValueError) as error:
+            raise SpectrumError(f"inputs must be a tensor or an array of numbers, got {type(x).__name__}") from error
+        if x.is_complex() or x.layout is not torch.strided:
+            raise SpectrumError(f"inputs must be real and dense, got {x.dtype}, {x.layout}")
         if x.ndim != 2 or x.shape[1] != self.dimension:
             raise SpectrumError(f"expected inputs of shape (n, {self.dimension}), got {tuple(x.shape)}")
         x = x.to(self.matrix.device, torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, overload
@@ -26,9 +27,18 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        mean, std = tuple(self.mean), tuple(self.std)
+        if len(mean) != len(std) or not mean:
+            raise DataError(f"a normalisation needs a mean and a std for each channel, got {len(mean)} and {len(std)}")
+        if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+            raise DataError(f"a normalisation needs finite means and stds above 0, got {mean} and {std}")
+
 
 def normalise(x: Tensor, normalisation: Normalisation | None) -> Tensor:
     """See :meth:`Task.normalise`."""
+    if not (x.is_floating_point() or x.dtype in (torch.uint8, torch.bool)):
+        return x  # numbers of tokens
     scaled = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
     if normalisation is None:
         return scaled
@@ -45,12 +55,14 @@ class Task:
     Attributes:
         name: what a person calls it.
         classes: names of its classes; label k means ``classes[k]``.
-        train, valid, test: examples; ``valid`` may be empty. x is uint8 (0 … 255) or floating, y is int64. The test
-            examples are in random order, so that a batch of them is a fair sample (BatchNorm may depend on it).
+        train, valid, test: examples, as tensors or numpy arrays; ``valid`` may be empty. x is uint8 (0 … 255) or
+            floating, or int64 (n, length) for tokens, y is int64 (n,). The test examples are in random order, so that
+            a batch of them is a fair sample (BatchNorm may depend on it).
         normalisation: what :meth:`normalise` does; None: nothing beyond uint8 → [0, 1].
 
     Raises:
-        DataError: no training or test example, a label out of range, NaN or infinite inputs, sizes that differ.
+        DataError: no training or test example, a label out of range, labels that are one-hot, NaN or infinite inputs,
+            images of other integers than uint8 or with their channels last, sizes that differ.
     """
 
     name: str
@@ -62,11 +74,25 @@ class Task:
 
     def __post_init__(self) -> None:
         for part in ("train", "valid", "test"):
+            object.__setattr__(self, part, self._as_tensors(part, getattr(self, part)))
             self._check(part, getattr(self, part))
+
+    def _as_tensors(self, part: str, examples: Examples) -> Examples:
+        """The examples as tensors; numpy arrays share their memory."""
+        where = f"task '{self.name}', {part} examples"
+        try:
+            x, y = examples
+            return Examples(*(value if isinstance(value, Tensor) else torch.as_tensor(value) for value in (x, y)))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"{where} must be a pair of inputs and labels, as tensors or arrays: {error}") from error
 
     def _check(self, part: str, examples: Examples) -> None:
         where = f"task '{self.name}', {part} examples"
         x, y = examples
+        if not x.ndim or y.ndim != 1:
+            shape = tuple(y.shape)
+            hint = "they look one-hot: give the number of each class, y.argmax(1)" if y.ndim == 2 else "one a sample"
+            raise DataError(f"{where}: labels must be of shape (n,), got {shape}; {hint}")
         if len(x) != len(y):
             raise DataError(f"{where}: {len(x)} inputs but {len(y)} labels")
         if len(x) == 0 and part != "valid":
@@ -78,15 +104,36 @@ class Task:
                 f"{where}: labels run from {int(y.min())} to {int(y.max())}, "
                 f"but {len(self.classes)} classes allow 0 … {len(self.classes) - 1}"
             )
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            raise DataError(f"{where}: the inputs hold NaN or infinite values")
+        self._check_inputs(where, x)
         if x.shape[1:] != self.train.x.shape[1:]:
             raise DataError(
                 f"{where}: shape {tuple(x.shape[1:])} differs from {tuple(self.train.x.shape[1:])} in training"
             )
 
+    def _check_inputs(self, where: str, x: Tensor) -> None:
+        if x.layout is not torch.strided or x.is_complex():
+            raise DataError(f"{where}: inputs must be dense and real, got {x.dtype}, {x.layout}")
+        if x.is_floating_point() and not torch.isfinite(x).all():
+            raise DataError(f"{where}: the inputs hold NaN or infinite values")
+        counted = not x.is_floating_point() and x.dtype not in (torch.uint8, torch.bool)
+        if counted and (x.ndim > 2 or self.normalisation is not None):
+            raise DataError(
+                f"{where}: images must be uint8 (0 … 255) or floating, got {x.dtype}: convert them with "
+                ".to(torch.uint8), or scale them yourself"
+            )
+        if counted and x.dtype not in (torch.int32, torch.int64):
+            raise DataError(f"{where}: inputs must be uint8, floating, or int64 for tokens, got {x.dtype}")
+        channels = len(self.normalisation.mean) if self.normalisation else 0
+        if channels and (x.ndim < 2 or (channels not in (1, x.shape[1]) and x.shape[1] != 1)):
+            last = "; they look like channels last: permute them to (n, channels, height, width)"
+            hint = last if x.ndim == 4 and x.shape[-1] == channels else ""
+            raise DataError(
+                f"{where}: a normalisation of {channels} channels does not fit inputs of shape "
+                f"{tuple(x.shape[1:])}{hint}"
+            )
+
     def normalise(self, x: Tensor) -> Tensor:
-        """Raw inputs (n, …) as the network sees them: float32, on the device that ``x`` is on.
+        """Raw inputs (n, …) as the network sees them: float32, on the device that ``x`` is on; tokens as they are.
 
         Grey images (n, 1, h, w) with a mean and std of three channels become (n, 3, h, w) by broadcasting.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,14 +19,26 @@ class Batch(NamedTuple):
     task: int
 
 
+def pieces(rows: Tensor, size: int, company: bool) -> Sequence[Tensor]:
+    """``rows`` in pieces of ``size``; with ``company`` a single row that is left over joins the last piece.
+
+    BatchNorm wants it so: there are no statistics of a batch of one.
+    """
+    parts = rows.split(size)
+    if company and size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
+        return [*parts[:-2], torch.cat(parts[-2:])]
+    return parts
+
+
 class TaskData:
     """One task whose raw examples (uint8 where they are) lie on ``device``; batches are normalised when they are made.
 
-    On the CPU nothing is copied. ``index`` is the task's place in the stream, 0 for the first.
+    On the CPU nothing is copied. ``index`` is the task's place in the stream, 0 for the first; ``company`` says whether
+    no batch may be of one example, see :func:`pieces`.
     """
 
-    def __init__(self, task: Task, index: int, device: torch.device) -> None:
-        self.index = index
+    def __init__(self, task: Task, index: int, device: torch.device, company: bool = False) -> None:
+        self.index, self.company = index, company
         self.normalisation: Normalisation | None = task.normalisation
         self.train, self.valid, self.test = (
             Examples(part.x.to(device), part.y.to(device)) for part in (task.train, task.valid, task.test)
@@ -38,5 +50,8 @@ class TaskData:
 
     def batches(self, examples: Examples, size: int) -> Iterator[Batch]:
         """All of ``examples`` in their own order, ``size`` at a time."""
-        for start in range(0, len(examples.y), size):
-            yield self.batch(examples, slice(start, start + size))
+        start = 0
+        for part in pieces(examples.y, size, self.company):
+            if len(part):
+                yield self.batch(examples, slice(start, start + len(part)))
+            start += len(part)

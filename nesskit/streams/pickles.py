@@ -18,8 +18,9 @@ from torch import Tensor
 
 from nesskit.errors import DataError
 from nesskit.streams.base import Examples
-from nesskit.streams.reading import checked_labels, opened
+from nesskit.streams.reading import LARGEST_PIECE, checked_labels, opened
 
+MOST_READS = 5_000_000  # by the unpickler: some 40 an image, and there are 50,000
 NOTMNIST_SHAPE = (1, 32, 32)
 MINIIMAGENET_SHAPE = (84, 84, 3)
 
@@ -148,6 +149,34 @@ _STAND_INS: dict[tuple[str, str], _StandIn | str] = {
 }
 
 
+class _Bounded:
+    """A stream of which no more is read than a data set needs: a small file can ask for much, and hold many objects."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._bytes, self._reads = stream, LARGEST_PIECE, MOST_READS
+
+    def read(self, size: int) -> bytes:
+        """As in a file."""
+        return self._counted(self._stream.read(max(0, min(size, self._bytes + 1))))
+
+    def readline(self) -> bytes:
+        """As in a file."""
+        return self._counted(self._stream.readline(self._bytes + 1))
+
+    def readinto(self, buffer: Any) -> int:
+        """As in a file."""
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _counted(self, content: bytes) -> bytes:
+        self._bytes -= len(content)
+        self._reads -= 1
+        if self._bytes < 0 or self._reads < 0:
+            raise DataError("it holds more than any data set here")
+        return content
+
+
 class _ArrayUnpickler(pickle._Unpickler):
     """Loads arrays of numbers in plain containers and refuses everything else, naming it.
 
@@ -165,7 +194,7 @@ class _ArrayUnpickler(pickle._Unpickler):
 def _load(stream: IO[bytes], what: str) -> dict[str, Any]:
     """The dict that is all of ``stream``. Byte strings of Python 2 stay bytes: decoding gigabytes would double them."""
     try:
-        content = _ArrayUnpickler(stream, encoding="bytes").load()
+        content = _ArrayUnpickler(_Bounded(stream), encoding="bytes").load()
         rest = stream.read(1)
     except DataError as error:
         raise DataError(f"{what} is refused: {error}") from error

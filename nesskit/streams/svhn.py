@@ -19,9 +19,10 @@ import torch
 
 from nesskit.errors import DataError
 from nesskit.streams.base import Examples
-from nesskit.streams.reading import CHUNK, checked_labels, opened, read_exactly
+from nesskit.streams.reading import CHUNK, LARGEST_PIECE, checked_labels, opened, read_exactly
 
 HEADER_BYTES = 128
+LONGEST_NAME = 63  # of a variable in MATLAB, and far more than its flags and dimensions take
 LEVEL_5_LITTLE_ENDIAN = b"\x00\x01IM"  # the last bytes of the header
 INT32, UINT32, MATRIX, COMPRESSED = 5, 6, 14, 15
 NUMERIC_CLASSES = range(6, 16)  # the others are cells, structs, text and the like
@@ -76,9 +77,9 @@ def _variables(file: IO[bytes], wanted: set[str]) -> dict[str, np.ndarray]:
 
 def _matrix(stream: IO[bytes], wanted: set[str]) -> tuple[str, np.ndarray | None]:
     """Name and values of one variable, in its own shape; None instead of the values of one that is not wanted."""
-    flags = _element(stream, "the flags of a variable")[1]
-    shape = _numbers(*_element(stream, "the dimensions of a variable")).tolist()
-    name = _element(stream, "the name of a variable")[1].decode("ascii", errors="replace")
+    flags = _element(stream, "the flags of a variable", LONGEST_NAME)[1]
+    shape = _numbers(*_element(stream, "the dimensions of a variable", LONGEST_NAME)).tolist()
+    name = _element(stream, "the name of a variable", LONGEST_NAME)[1].decode("ascii", errors="replace")
     if name not in wanted:
         return name, None
     if len(flags) != 8 or flags[0] not in NUMERIC_CLASSES:
@@ -89,12 +90,14 @@ def _matrix(stream: IO[bytes], wanted: set[str]) -> tuple[str, np.ndarray | None
     return name, values.reshape(shape, order="F")
 
 
-def _element(stream: IO[bytes], what: str) -> tuple[int, bytearray]:
+def _element(stream: IO[bytes], what: str, limit: int = LARGEST_PIECE) -> tuple[int, bytearray]:
     """Kind and content of the next element, which may lie in its own tag. Elements fill multiples of 8 bytes."""
     tag = read_exactly(stream, 8, what)
     kind, size = struct.unpack("<II", tag)
     if kind >> 16:
         return kind & 0xFFFF, tag[4 : 4 + min(kind >> 16, 4)]
+    if size > limit:
+        raise ValueError(f"{what} claims to be {size} bytes long, more than the {limit} that it may be")
     content = read_exactly(stream, size, what)
     read_exactly(stream, -size % 8, what)
     return kind, content

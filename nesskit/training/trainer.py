@@ -24,7 +24,7 @@ from nesskit.runs.record import EpochRecord, Run
 from nesskit.seeds import derive_seed
 from nesskit.settings import TrainingSettings
 from nesskit.streams.base import Examples, TaskStream
-from nesskit.streams.batches import TaskData
+from nesskit.streams.batches import TaskData, pieces
 from nesskit.training.optim import make_optimizer
 from nesskit.training.schedule import Schedule
 
@@ -87,7 +87,7 @@ class Trainer:
             yield from self._learn(self.stages[self.stages_done])
 
     def _learn(self, tasks: Sequence[int]) -> Iterator[Event]:
-        data = [TaskData(self.stream[task], task, self.device) for task in tasks]
+        data = [self._data(task) for task in tasks]
         last = tasks[-1]
         started = time.perf_counter()
         if self.stage is None:
@@ -112,6 +112,11 @@ class Trainer:
         self.stage, self.optimizer = None, None
         self.stages_done += 1
         yield TaskFinished(last, self.stream[last].name, tuple(row), time.perf_counter() - started)
+
+    def _data(self, task: int) -> TaskData:
+        """The task with this number on the device; a network with BatchNorm gets no batch of one."""
+        company = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
+        return TaskData(self.stream[task], task, self.device, company)
 
     def _optimizer(self, tasks: Sequence[int], stage: Stage) -> torch.optim.Optimizer:
         """A fresh optimizer for the stage, or the one that a resumed stage had."""
@@ -185,7 +190,7 @@ class Trainer:
         """Test (and validate) every task up to ``last`` and note it in the accuracy matrices."""
         started = time.perf_counter()
         for task in range(last + 1):
-            data = TaskData(self.stream[task], task, self.device)
+            data = self._data(task)
             self.run.accuracy[last, task] = self._evaluate(data, data.test)[1]
             if len(data.valid.y):
                 self.run.valid_accuracy[last, task] = self._evaluate(data, data.valid)[1]
@@ -256,7 +261,7 @@ def _shuffled(
     batches = [
         (task_data, rows)
         for task_data in data
-        for rows in torch.randperm(len(task_data.train.y), generator=generator).split(batch_size)
+        for rows in pieces(torch.randperm(len(task_data.train.y), generator=generator), batch_size, task_data.company)
     ]
     if len(data) == 1:
         yield from batches
