@@ -67,7 +67,7 @@ class AGEM(Method):
             inputs.append(normalise(x[rows], normalisation))
             labels.append(y[rows])
             tasks.append(task)
-        features = model.backbone(torch.cat(inputs)).split([len(y) for y in labels])
+        features = model.features(torch.cat(inputs)).split([len(y) for y in labels])
         losses = [
             F.cross_entropy(model.heads[task](part), y, reduction="sum")
             for task, part, y in zip(tasks, features, labels, strict=True)
