@@ -112,7 +112,7 @@ def test_other_settings_are_refused_as_ever(tmp_path):
 @pytest.mark.parametrize("limits", [None, ONE_TASK], ids=["finished", "unfinished"])
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_caller_who_names_the_run_has_chosen_its_folder(what, limits, tmp_path):
-    config = {"benchmark": "mine"}
+    config = {"benchmark": "mine", "method": "ness", "seed": 0, "training": {"epochs": 3}}
     fit(model(), stream(), "ness", SHORT, folder=tmp_path, config=config, limits=limits)
     before = files(tmp_path)
     learned, tasks = OTHERS[what]()
@@ -120,6 +120,17 @@ def test_a_caller_who_names_the_run_has_chosen_its_folder(what, limits, tmp_path
         fit(learned, tasks, "ness", SHORT, folder=tmp_path, config=config)
     assert files(tmp_path) == before
     assert not nesskit.adapted_layers(learned)
+
+
+@pytest.mark.parametrize(
+    "value", [7, [], {"architecture": "f"}, {"architecture": 1, "first_weights": "f"}, {"other": "f"}]
+)
+def test_a_record_with_something_else_in_place_of_the_network_is_damaged(value, tmp_path):
+    fit(model(), stream(), "ness", SHORT, folder=tmp_path, limits=ONE_TASK)
+    record = json.loads((tmp_path / "record.json").read_text())
+    (tmp_path / "record.json").write_text(json.dumps({**record, "network": value}))
+    with pytest.raises(RunFolderError, match="'network' must be checksums of a network and of its weights"):
+        load_run(tmp_path)
 
 
 def test_a_run_of_an_older_nesskit_goes_on(tmp_path):
