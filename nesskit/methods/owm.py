@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nesskit.adaptation.capture import evaluating
+from nesskit.adaptation.capture import call, evaluating
 from nesskit.adaptation.watch import Use, watching
 from nesskit.adaptation.weights import known_kind
 from nesskit.methods.subspace import SubspaceMethod, kept_beside, pieces, protected_layers, protected_weights
@@ -119,5 +119,5 @@ def batch_means(backbone: nn.Module, batches: Iterable[Tensor]) -> Iterable[dict
     for batch in batches:
         means.clear()
         with evaluating(backbone), watching(backbone, layers, kinds, seen):
-            backbone(batch)
+            call(backbone, batch)
         yield {name: torch.cat(rows) for name, rows in means.items()}

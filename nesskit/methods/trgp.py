@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from nesskit.adaptation.capture import evaluating
 from nesskit.methods.gpm import GPM
 from nesskit.methods.subspace import kept_beside, protected_weights, sample
-from nesskit.networks.scaled_weights import Scaling, call_with, scaled
+from nesskit.networks.scaled_weights import Scaling, scaled
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import TRGPSettings
 from nesskit.spectra.moment import Moment
@@ -176,8 +176,7 @@ class TRGP(GPM):
 
     def _forward(self, model: TaskModel, x: Tensor, task: int) -> Tensor:
         """Logits of ``x``, computed with the scale matrices of the task that is being learned."""
-        features = call_with(model.backbone, self.scaled_weights(model, self._present(model)), x)
-        logits: Tensor = model.heads[task](features)
+        logits: Tensor = model.heads[task](model.features(x, self.scaled_weights(model, self._present(model))))
         return logits
 
     def _hand_over(self, model: TaskModel, task: int) -> None:

@@ -26,6 +26,7 @@ def scaled(weight: Tensor, scalings: Iterable[Scaling]) -> Tensor:
     """
     result = weight
     for basis, scale in scalings:
+        basis, scale = basis.to(weight.device), scale.to(weight.device)
         seen = weight.flatten(1).to(basis.dtype) @ basis
         result = result + ((seen @ scale - seen) @ basis.T).view_as(weight)
     return result.to(weight.dtype)
@@ -39,7 +40,7 @@ def call_with(backbone: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> 
 
 
 class ScaledWeights(nn.Module):
-    """The scalings of all tasks; without any, the backbone is called as it is."""
+    """The scalings of all tasks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,25 +61,13 @@ class ScaledWeights(nn.Module):
         self._buffers.clear()
         self._non_persistent_buffers_set.clear()
 
-    def of(self, task: int) -> dict[str, list[Scaling]]:
-        """Layer name → scalings of ``task``."""
-        found: dict[str, list[Scaling]] = {}
+    def weights(self, backbone: nn.Module, task: int) -> dict[str, Tensor]:
+        """Layer name → the weight that ``task`` uses, for every layer whose own weight it does not use as it is."""
+        pairs: dict[str, list[Scaling]] = {}
         for number, (owner, layer) in enumerate(self.places):
             if owner == task:
-                found.setdefault(layer, []).append(self._pair(number))
-        return found
-
-    def forward(self, backbone: nn.Module, x: Tensor, task: int) -> Tensor:
-        """Features (n, features) of ``x``, computed with the weights of ``task``."""
-        if not self.places:
-            return backbone(x)
-        weights = {name: self._scaled(backbone, name, pairs) for name, pairs in self.of(task).items()}
-        return call_with(backbone, weights, x)
-
-    def _scaled(self, backbone: nn.Module, layer: str, scalings: Iterable[Scaling]) -> Tensor:
-        weight = backbone.get_submodule(layer).weight
-        assert isinstance(weight, Tensor)
-        return scaled(weight, ((basis.to(weight.device), scale.to(weight.device)) for basis, scale in scalings))
+                pairs.setdefault(layer, []).append(self._pair(number))
+        return {layer: scaled(_weight(backbone, layer), own) for layer, own in pairs.items()}
 
     def _pair(self, number: int) -> Scaling:
         return self.get_buffer(f"basis{number}"), self.get_buffer(f"scale{number}")
@@ -112,3 +101,9 @@ class ScaledWeights(nn.Module):
         prefix, missing = arguments[1], arguments[4]
         if f"{prefix}_extra_state" in missing:
             missing.remove(f"{prefix}_extra_state")
+
+
+def _weight(backbone: nn.Module, layer: str) -> Tensor:
+    weight = backbone.get_submodule(layer).weight
+    assert isinstance(weight, Tensor)
+    return weight

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from nesskit.networks.scaled_weights import ScaledWeights
+from nesskit.networks.scaled_weights import ScaledWeights, call_with
 
 
 class TaskModel(nn.Module):
@@ -16,9 +14,6 @@ class TaskModel(nn.Module):
 
     Capture and adaptation concern the backbone alone; a head belongs to one task and cannot be forgotten. A method may
     let a task use the backbone's weights in its own way (TRGP does): ``scaled`` holds how, and is empty otherwise.
-
-    Inputs become of the type that the backbone's weights have, and heads start with it: a model of float64 or bfloat16
-    takes the same data.
 
     Args:
         backbone: any module that maps inputs (n, …) to features (n, features).
@@ -29,22 +24,27 @@ class TaskModel(nn.Module):
     def __init__(self, backbone: nn.Module, features: int, class_counts: Sequence[int]) -> None:
         super().__init__()
         self.backbone = backbone
-        backbone.register_forward_pre_hook(_in_own_type)
         self.heads = nn.ModuleList(nn.Linear(features, count, bias=False) for count in class_counts)
-        self.heads.to(_type_of(backbone))
         self.scaled = ScaledWeights()
+        like = _weight_of(backbone)
+        if like is not None:
+            self.heads.to(like.dtype)
 
     def forward(self, x: Tensor, task: int) -> Tensor:
         """Logits (n, classes of the task) for inputs ``x`` (n, …)."""
-        return self.heads[task](self.scaled(self.backbone, x, task))
+        return self.heads[task](self.features(x, self.scaled.weights(self.backbone, task)))
+
+    def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Features (n, features) of inputs ``x`` (n, …), which become of the type of the backbone's weights.
+
+        Args:
+            x: inputs.
+            weights: layer name → weight to compute with instead of the layer's own.
+        """
+        like = _weight_of(self.backbone) if x.is_floating_point() else None
+        return call_with(self.backbone, weights or {}, x if like is None else x.to(like.dtype))
 
 
-def _type_of(module: nn.Module) -> torch.dtype | None:
-    """The type of the first floating-point parameter, None if there is none."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-
-
-def _in_own_type(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Floating-point inputs in the type of the module's weights."""
-    own = _type_of(module)
-    return tuple(x.to(own) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+def _weight_of(module: nn.Module) -> nn.Parameter | None:
+    """The first floating-point parameter, None if there is none."""
+    return next((parameter for parameter in module.parameters() if parameter.is_floating_point()), None)

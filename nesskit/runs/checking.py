@@ -39,6 +39,8 @@ def check_values(record: Any) -> None:
         if name not in record:
             raise ValueError(f"'{name}' is missing")
         _require(holds(record[name]), name, expected, record[name])
+    network = record.get("network", {})  # older records have none
+    _require(_is_network(network), "network", "checksums of a network and of its weights", network)
     count = len(record["tasks"])
     for name in ("accuracy", "valid_accuracy"):
         _require(_is_matrix(record[name], count), name, f"{count} × {count} percentages or null", record[name])
@@ -101,6 +103,13 @@ def _of(keys: type, values: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_network(value: Any) -> bool:
+    """Nothing, or the checksums that tell one run from another; the last is there once a run has been left."""
+    first = {"architecture", "first_weights"}
+    known = isinstance(value, Mapping) and (not value or first <= value.keys() <= {*first, "last_weights"})
+    return known and all(map(_is_text, value.values()))
 
 
 def _is_config(value: Any) -> bool:

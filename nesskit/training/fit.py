@@ -207,10 +207,12 @@ def _drive(
         run.status, run.status_reason = "failed", f"{type(error).__name__}: {error}"
         raise
     finally:
-        trainer.leave()
-        if folder is not None:
-            run.network["last_weights"] = weights_checksum(trainer.model)
-            folder.write(run)
+        try:
+            trainer.leave()
+        finally:  # also where merging refuses, since something frozen has moved
+            if folder is not None:
+                run.network["last_weights"] = weights_checksum(trainer.model)
+                folder.write(run)
         tell(RunStopped(run.finished, run.status_reason, run.average_accuracy, run.backward_transfer))
     return run
 

@@ -58,8 +58,6 @@ class Trainer:
         self.model = model.to(device)
         self.stream, self.method, self.settings = stream, method, settings
         self.run, self.seed, self.device = run, seed, device
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise TrainingError("there is nothing to train: every parameter of the model is frozen")
         model.scaled.clear()  # what an earlier run let single tasks use is none of this one's
         method.reset()  # also where a method's own begin_run does not
         method.begin_run(settings)
@@ -121,6 +119,10 @@ class Trainer:
     def _optimizer(self, tasks: Sequence[int], stage: Stage) -> torch.optim.Optimizer:
         """A fresh optimizer for the stage, or the one that a resumed stage had."""
         groups = self.method.parameter_groups(self.model, tasks, self.settings.weight_decay)
+        if not any(parameter.requires_grad for group in groups for parameter in group["params"]):
+            raise TrainingError(
+                f"task {tasks[-1] + 1} can learn nothing: all that method '{self.method.name}' would train is frozen"
+            )
         optimizer = make_optimizer(self.settings, groups, self.stages_done)
         if stage.optimizer_state is not None:
             optimizer.load_state_dict(stage.optimizer_state)
