@@ -192,6 +192,8 @@ def _compare_command(defaults: RunSettings) -> Callable[..., None]:
         """
         changes = _changed(configure(benchmark, preset=preset).training, training)
         names = list(METHOD_SETTINGS) if methods == "all" else _words(methods)
+        if not names:
+            raise SettingsError("--methods must be names separated by commas, or all")
         wanted = [configure(benchmark, m, preset, s, **changes) for m in names for s in _numbers(seeds)]
         comparison = _compare(wanted, executor, running)
         _show_comparison(comparison, output or running.runs / folder_name(benchmark) / "comparison", running.json)
@@ -288,6 +290,8 @@ def table(benchmark: tyro.conf.Positional[str], markdown: bool = False, results:
     from nesskit.report.results_table import result_table
     from nesskit.runs.results import load_results
 
+    if results is not None and not results.is_dir():
+        raise SettingsError(f"--results {results} is no folder: give the one that holds a folder a benchmark")
     header, rows = result_table(benchmark, load_results(benchmark, results))
     filled = [column for column in range(len(header)) if not rows or any(row[column] not in ("", "–") for row in rows)]
     header, rows = [header[column] for column in filled], [[row[column] for column in filled] for row in rows]
@@ -308,6 +312,8 @@ def record(runs: tyro.conf.Positional[list[Path]], results: Path | None = None) 
     from nesskit.runs.folder import load_run
     from nesskit.runs.results import record_run
 
+    if not runs:
+        raise SettingsError("nesskit record needs at least one run folder")
     for path in runs:
         print(f"recorded: {record_run(load_run(path), results)}")
 
@@ -365,7 +371,7 @@ def _compare(wanted: Sequence[RunSettings], executor: str | None, where: RunOpti
             label = f"{ended.config['method']}, seed {ended.config['seed']}"
             print(f"{label}: ACC {ended.average_accuracy:.2f} %, {ended.status}", file=out, flush=True)
 
-    with open_executor(executor) if executor else contextlib.nullcontext() as pool:
+    with open_executor(executor) if executor is not None else contextlib.nullcontext() as pool:
         ended = execute_all(wanted, where.runs, where.device, _limits(where), pool, _listeners(where), tell)
     return Comparison.of(*ended)
 
@@ -453,9 +459,12 @@ def _words(text: str) -> list[str]:
 
 def _numbers(text: str) -> list[int]:
     try:
-        return [int(word) for word in _words(text)]
+        found = [int(word) for word in _words(text)]
     except ValueError:
-        raise SettingsError(f"seeds must be whole numbers separated by commas, such as 1,2,3; got '{text}'") from None
+        found = []
+    if not found:
+        raise SettingsError(f"seeds must be whole numbers separated by commas, such as 1,2,3; got '{text}'")
+    return found
 
 
 def _first_line(documented: Any) -> str:

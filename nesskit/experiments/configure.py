@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nesskit import userfiles
-from nesskit.errors import UnknownNameError
+from nesskit.errors import SettingsError, UnknownNameError
 from nesskit.experiments.benchmarks import BENCHMARKS, DEFAULT_PRESET, DIGITS_TRAINING, Benchmark, Preset
 from nesskit.settings import NetworkSettings, RunSettings, settings_type
 from nesskit.spectra.filters import parse_filter
@@ -27,8 +27,11 @@ def configure(
         UserFileError: benchmark or method are of a user's file, ``path.py:Name``, that cannot be used.
         SettingsError: a value that makes no sense.
     """
+    for what, name in (("benchmark", benchmark), ("method", method), ("preset", preset)):
+        if not isinstance(name, str) and (what != "preset" or name is not None):
+            raise SettingsError(f"{what} must be a name, got {name!r}")
     known, options_type = get_benchmark(benchmark), settings_type(method)
-    preset = preset or next(iter(known.presets))
+    preset = next(iter(known.presets)) if preset is None else preset
     if preset not in known.presets:
         raise UnknownNameError(f"preset of {benchmark}", preset, known.presets)
     chosen = known.presets[preset]

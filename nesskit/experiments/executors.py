@@ -9,11 +9,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from nesskit.errors import SettingsError
+
+MOST_PROCESSES = 1000
 
 
 @contextmanager
@@ -35,11 +39,24 @@ def open_executor(address: str) -> Iterator[Executor]:
 
 
 def _processes(count: str) -> ProcessPoolExecutor:
-    if not count.isdecimal() or int(count) < 1:
+    if not count.isdecimal() or not 1 <= int(count) <= MOST_PROCESSES:
         raise SettingsError(f"processes:{count} names no number of processes: write processes:4, say")
+    _require_guard()
     threads = max(1, (os.cpu_count() or 1) // int(count))
     context = multiprocessing.get_context("spawn")  # a fork would share the threads of torch
     return ProcessPoolExecutor(int(count), context, initializer=_limit_threads, initargs=(threads,))
+
+
+def _require_guard() -> None:
+    """Every worker runs the program's file from its beginning: without a guard each would start workers in turn."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file is None or not Path(file).is_file():
+        return
+    if "__main__" not in Path(file).read_text(encoding="utf-8", errors="replace"):
+        raise SettingsError(
+            f"every worker process runs {file} from its beginning: put what it does under "
+            "if __name__ == '__main__', or leave the executor out"
+        )
 
 
 @contextmanager

@@ -10,12 +10,14 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nesskit import userfiles
 from nesskit.errors import SettingsError
 from nesskit.experiments.configure import configure
+from nesskit.experiments.executors import open_executor
 from nesskit.settings import METHOD_SETTINGS, RunSettings
 from nesskit.spectra.filters import Filter
 
@@ -105,7 +107,7 @@ def compare(
     runs: Path | str = "runs",
     device: str = "auto",
     limits: Limits | None = None,
-    executor: Executor | None = None,
+    executor: Executor | str | None = None,
     progress: bool = True,
     **changes: Any,
 ) -> Comparison:
@@ -115,17 +117,32 @@ def compare(
 
     Args:
         methods: names; ``"all"`` for every method there is.
-        executor: where runs go on beside each other, see :mod:`nesskit.experiments.executors`; by default one after
-            another in this process.
+        seeds: whole numbers.
+        executor: where runs go on beside each other: ``"processes:4"``, ``"dask://host:8786"``, or any executor of
+            :mod:`concurrent.futures`; by default one after another in this process.
         **changes: see :func:`configure`.
     """
     from nesskit.runs.comparison import Comparison
 
-    names = METHOD_SETTINGS if methods == "all" else methods
+    seeds = _seeds(seeds)
+    names = list(METHOD_SETTINGS) if methods == "all" else [methods] if isinstance(methods, str) else list(methods)
+    if not names:
+        raise SettingsError("a comparison needs at least one method")
     # All settings first: a misspelt method should not be found out after an hour of the others.
     wanted = [configure(benchmark, method, preset, seed, **changes) for method in names for seed in seeds]
     listeners_of = _progress if progress else _no_listeners
-    return Comparison.of(*execute_all(wanted, runs, device, limits, executor, listeners_of))
+    with open_executor(executor) if isinstance(executor, str) else nullcontext(executor) as pool:
+        return Comparison.of(*execute_all(wanted, runs, device, limits, pool, listeners_of))
+
+
+def _seeds(seeds: Iterable[int]) -> list[int]:
+    """The seeds as a list; at least one."""
+    if not isinstance(seeds, Iterable) or isinstance(seeds, str):
+        raise SettingsError(f"seeds must be whole numbers such as [0, 1, 2], got {seeds!r}")
+    listed = list(seeds)
+    if not listed:
+        raise SettingsError("seeds must be whole numbers such as [0, 1, 2], and at least one")
+    return listed
 
 
 def execute_all(
@@ -202,7 +219,7 @@ def sweep(
 
     if not validation_share:
         raise SettingsError("a sweep chooses on validation data: validation_share must be above 0")
-    seeds = list(seeds)
+    seeds = _seeds(seeds)
     changes = {**changes, "validation_share": validation_share}
     wanted = {
         str(rule): [configure(benchmark, "ness", preset, s, filter=rule, **changes) for s in seeds] for rule in filters
@@ -216,7 +233,13 @@ def sweep(
 
 
 def run_folder(settings: RunSettings, runs: Path | str = "runs") -> Path:
-    """Where the run of ``settings`` lies."""
+    """Where the run of ``settings`` lies.
+
+    Raises:
+        SettingsError: ``runs`` names no folder.
+    """
+    if not isinstance(runs, str | Path) or not str(runs).strip() or str(runs) == ".":
+        raise SettingsError(f"runs must name the folder under which runs lie, got {str(runs)!r}: runs='runs', say")
     benchmark, method = map(userfiles.folder_name, (settings.benchmark, settings.method))
     return Path(runs) / benchmark / method / f"{settings.seed}-{settings.hash}"
 

@@ -70,6 +70,9 @@ class Method:
         """
         self.reset()
 
+    def check(self, model: TaskModel) -> None:
+        """Called before anything is trained or written: raise a NesskitError if ``model`` is none for this method."""
+
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
         """Prepare ``model`` for the task of ``data``, whose index is 0 for the first."""
 

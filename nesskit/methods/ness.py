@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nesskit.adaptation.adapt import adapt, adapted_layers, merge
-from nesskit.adaptation.capture import collect_moments, evaluating
+from nesskit.adaptation.capture import collect_moments, evaluating, named_layers
 from nesskit.adaptation.layers import NESSLayer, Projected
 from nesskit.adaptation.weights import known_kind
 from nesskit.errors import SpectrumError
@@ -24,7 +24,7 @@ from nesskit.methods.base import Method
 from nesskit.methods.subspace import BATCH, keep_running_statistics
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import NESSSettings, TrainingSettings
-from nesskit.spectra.filters import Probe, Threshold
+from nesskit.spectra.filters import FixedRank, Probe, Threshold
 from nesskit.spectra.moment import Moment
 from nesskit.spectra.profile import LayerProfile, layer_profile
 from nesskit.spectra.spectrum import Spectrum
@@ -106,6 +106,14 @@ class NESS(Method):
         sgd = training.optimizer in ("sgd", "sam")
         self.may_project = sgd and training.precision == "float32" and self.settings.stability is None
 
+    def check(self, model: TaskModel) -> None:
+        """There are layers to adapt, and a fixed rank is one that they have."""
+        rule = self.settings.filter
+        for name, layer in named_layers(model.backbone, self.settings.layers or None).items():
+            d = known_kind(layer).dimension(layer)
+            if isinstance(rule, FixedRank) and rule.rank > d + 1:
+                raise SpectrumError(f"rank {rule.rank} is out of range: layer '{name}' has {d} directions (0 … {d})")
+
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
         """Freeze the backbone and open the null space of everything seen so far (nothing to do for task 1)."""
         moments = self._remembered_moments(model)
@@ -119,6 +127,8 @@ class NESS(Method):
                 continue  # frozen by the user, and so it stays
             spectrum = moment.spectrum()
             self.spaces[name] = NullSpace(spectrum, rule.weights(spectrum, probes.get(name)), moment.count)
+        if not self.spaces:
+            return  # every layer is frozen: there is nothing to protect
         if not any(space.weights.any() for space in self.spaces.values()):
             warnings.warn(self._nothing_free(data.index), NullSpaceWarning, stacklevel=2)
         if self.may_project:

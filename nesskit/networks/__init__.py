@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from nesskit.errors import SettingsError
 from nesskit.networks.alexnet import AlexNet
 from nesskit.networks.mlp import MLP
 from nesskit.networks.resnet import ResNet18
@@ -25,11 +26,19 @@ def build_model(stream: TaskStream, settings: NetworkSettings | None = None, see
     """A freshly initialised network (torch's default initialisation) that fits the tasks of ``stream``.
 
     Leaves torch's global random state as it was.
+
+    Raises:
+        SettingsError: the network is none for inputs of that shape.
     """
-    shape = stream[0].input_shape
+    settings, shape = settings or NetworkSettings(), stream[0].input_shape
+    if settings.name != "mlp" and len(shape) != 3:
+        raise SettingsError(
+            f"the network {settings.name} takes images (channels, height, width), but {stream.name} has inputs of "
+            f"shape {shape}: use the network mlp"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "network"))
-        backbone = _backbone(settings or NetworkSettings(), shape)
+        backbone = _backbone(settings, shape)
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(2, *shape)).shape[1]
         return TaskModel(backbone.train(), features, [len(task.classes) for task in stream])

@@ -14,6 +14,8 @@ from nesskit.runs.comparison import Estimate
 from nesskit.runs.record import Run
 from nesskit.spectra.filters import Filter, parse_filter
 
+MOST_VALUES = 1000  # of a grid; each is a run of every seed
+
 
 @dataclass(frozen=True)
 class SweepPoint:
@@ -93,8 +95,8 @@ def parse_grid(text: str) -> list[float]:
         low, high, count = float(low_text), float(high_text), int(count_text)
     except ValueError:
         raise SettingsError(f"grid '{text}' is neither low:high:count (1e-4:1e-2:9) nor values (0.01,0.02)") from None
-    if not 0 < low < high or count < 2:
-        raise SettingsError(f"grid '{text}' needs 0 < low < high and at least 2 values")
+    if not 0 < low < high < math.inf or not 2 <= count <= MOST_VALUES:
+        raise SettingsError(f"grid '{text}' needs 0 < low < high and 2 to {MOST_VALUES} values")
     return list(_geometric(low, high, count))
 
 

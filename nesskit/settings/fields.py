@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 import types
 import typing
@@ -83,19 +82,37 @@ def check_types(settings: Any) -> None:
             raise UnknownNameError(name, str(value), kind.__args__)
         if typing.get_origin(kind) is tuple:
             if not isinstance(value, tuple | list):
-                raise SettingsError(f"{name} must be a list, got {value!r}")
-            object.__setattr__(settings, name, tuple(value))
-        if kind in _NUMBERS:
-            expected, description = _NUMBERS[kind]
-            if not isinstance(value, expected) or not math.isfinite(typing.cast(float, value)):
-                raise SettingsError(f"{name} must be {description}, got {value!r}")
-            object.__setattr__(settings, name, kind(value))
+                raise SettingsError(f"{name} must be a list, got {_shown(value)}")
+            of = typing.get_args(kind)[0]
+            items = [_number(f"every {name}", of, item) if of in _NUMBERS else item for item in value]
+            object.__setattr__(settings, name, tuple(items))
+        elif kind in _NUMBERS:
+            object.__setattr__(settings, name, _number(name, kind, value))
+        elif isinstance(kind, type) and not isinstance(value, kind):
+            raise SettingsError(f"{name} must be a {kind.__name__}, got {_shown(value)}")
 
 
-_NUMBERS: dict[Any, tuple[type, str]] = {
-    bool: (bool, "true or false"),
-    int: (numbers.Integral, "a whole number"),
-    float: (numbers.Real, "a finite number"),
+def _number(name: str, kind: Any, value: Any) -> Any:
+    """``value`` as a plain number of that kind, within what a computer computes with."""
+    expected, description, largest = _NUMBERS[kind]
+    fits = isinstance(value, expected) and (kind is bool or not isinstance(value, bool))
+    if not fits or not abs(value) <= largest:  # nor if it is NaN
+        raise SettingsError(f"{name} must be {description}, got {_shown(value)}")
+    return kind(value)
+
+
+def _shown(value: Any) -> str:
+    """A value in few words."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return "one of many digits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_NUMBERS: dict[Any, tuple[Any, str, float]] = {
+    bool: (bool, "true or false", 1),
+    int: (numbers.Integral, "a whole number", 2**63 - 1),
+    float: (numbers.Real, "a finite number, within 1e30", 1e30),
 }
 
 

@@ -70,4 +70,4 @@ class NetworkSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self, "widths", all(width >= 1 for width in self.widths), "at least 1 each")
+        require(self, "widths", all(1 <= width <= 2**20 for width in self.widths), "at least 1 each, below a million")

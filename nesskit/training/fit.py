@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from nesskit.adaptation.adapt import adapted_layers
-from nesskit.errors import AdaptationError, RunFolderError, TrainingError
+from nesskit.adaptation.capture import evaluating
+from nesskit.errors import AdaptationError, NesskitError, RunFolderError, SettingsError, TrainingError
 from nesskit.methods import Method, make_method
 from nesskit.networks.checksums import network_checksum, weights_checksum
 from nesskit.networks.task_model import TaskModel
@@ -67,13 +68,24 @@ def fit(
         The run, also if it was stopped by a limit or a keyboard interrupt (see ``run.status``).
 
     Raises:
-        TrainingError: the loss is not finite. Earlier tasks stay on disk.
+        SettingsError: an argument of another kind.
+        TrainingError: the network does not fit a task (nothing is trained then); or the loss is not finite. Earlier
+            tasks stay on disk.
         AdaptationError: the model is still adapted.
         RunFolderError: the folder is in use, damaged, or holds a run with other settings.
     """
     method = make_method(method) if isinstance(method, str) else method
     settings, limits = settings or TrainingSettings(), limits or Limits()
-    device = torch.device(device)
+    for name, value, kind in (
+        ("stream", stream, TaskStream), ("method", method, Method), ("settings", settings, TrainingSettings),
+        ("limits", limits, Limits), ("seed", seed, int),
+    ):  # fmt: skip
+        if not isinstance(value, kind):
+            raise SettingsError(f"fit needs a {kind.__name__} for {name}, got {value!r}")
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise SettingsError(f"device '{device}' is none that torch knows: use cpu or cuda") from error
     if not isinstance(model, TaskModel) or len(model.heads) < len(stream):
         raise TrainingError(
             f"fit needs a TaskModel(backbone, features, class_counts) with a head for each of the {len(stream)} tasks, "
@@ -82,6 +94,8 @@ def fit(
     if settings.lr_patience and not all(len(task.valid.y) for task in stream):
         raise TrainingError("lr_patience watches the validation loss, but a task has no validation examples")
     _refuse_adapted(model)
+    _try(model, stream)
+    method.check(model)
     named = config is not None  # by the caller, who has chosen the folder for it
     config = config or {
         "stream": stream.name,
@@ -106,6 +120,35 @@ def fit(
     folder.read()  # refuses a stranger's folder before as much as a lock is put into it
     with folder.locked():
         return _run(Trainer(model, stream, method, settings, run, seed, device), folder, listeners, limits)
+
+
+@torch.no_grad()
+def _try(model: TaskModel, stream: TaskStream) -> None:
+    """Two examples of every task through the network: what does not fit is found out before anything is trained.
+
+    Raises:
+        TrainingError: the network does not take the inputs of a task, or answers otherwise than the task has classes.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with evaluating(model):
+        for number, task in enumerate(stream):
+            where = f"task {number + 1} ('{task.name}')"
+            x = task.normalise(task.train.x[:2].to(device))
+            try:
+                answers = model(x, number)
+            except (RuntimeError, IndexError, ValueError) as error:
+                if isinstance(error, NesskitError):
+                    raise
+                reason = str(error).strip().split("\n")[0]
+                raise TrainingError(
+                    f"the network does not take the inputs of {where}, "
+                    f"{x.dtype} of shape {tuple(x.shape[1:])}: {reason}"
+                ) from error
+            if not isinstance(answers, torch.Tensor) or answers.shape != (len(x), len(task.classes)):
+                found = tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
+                raise TrainingError(
+                    f"the network must answer {where} with {len(task.classes)} logits a sample, got {found}"
+                )
 
 
 def _refuse_adapted(model: TaskModel) -> None:
