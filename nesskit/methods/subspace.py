@@ -12,8 +12,8 @@ they are, and P disposes: W ← W + P(ΔW), decay and momentum included.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -101,8 +101,7 @@ class SubspaceMethod(Method):
         return self.project(name, change.to(at_least_float32(change)))
 
     def _held_weights(self, model: TaskModel) -> dict[str, nn.Parameter]:
-        held = self.held()
-        return {name: weight for name, weight in protected_weights(model).items() if name in held} if held else {}
+        return {name: weight_of(model, name) for name in self.held()}
 
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Count the task; a method remembers what it needs and calls this."""
@@ -129,19 +128,24 @@ def kept_beside(weight: Tensor, tensor: Tensor) -> Tensor:
     return tensor.to(weight.device, at_least_float32(weight))
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
+def full_precision() -> AbstractContextManager[Any]:
     """Inside, nothing is computed in half precision, in which a projection would be none."""
-    devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
-    with ExitStack() as stack:
-        for device in devices:
+    stack = ExitStack()
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
             stack.enter_context(torch.autocast(device, enabled=False))
-        yield
+    return stack
 
 
 def protected_weights(model: TaskModel) -> dict[str, nn.Parameter]:
     """Layer name → weight, (d_out, …), of every linear layer and convolution of the backbone."""
     return {name: layer.weight for name, layer in protected_layers(model.backbone).items()}  # type: ignore[misc]
+
+
+def weight_of(model: TaskModel, name: str) -> nn.Parameter:
+    """The weight of the protected layer called ``name``; for every step, in which looking for all layers takes long."""
+    weight: nn.Parameter = model.backbone.get_submodule(name).weight  # type: ignore[assignment]
+    return weight
 
 
 def protected_layers(backbone: nn.Module) -> dict[str, nn.Module]:

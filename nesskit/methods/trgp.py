@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from nesskit.adaptation.capture import evaluating
 from nesskit.methods.gpm import GPM
-from nesskit.methods.subspace import kept_beside, protected_weights, sample
+from nesskit.methods.subspace import kept_beside, protected_weights, sample, weight_of
 from nesskit.networks.scaled_weights import Scaling, scaled
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import TRGPSettings
@@ -134,11 +134,10 @@ class TRGP(GPM):
 
     def scaled_weights(self, model: TaskModel, scales: Scales) -> dict[str, Tensor]:
         """Layer name → W + Σ_j W B_j (Q_j - 1) B_jᵀ, for the layers that have a scale matrix."""
-        weights = protected_weights(model)
         pairs: dict[str, list[Scaling]] = {}
         for (name, task), scale in scales.items():
             pairs.setdefault(name, []).append((self._occupied(name, task), scale))
-        return {name: scaled(weights[name], own) for name, own in pairs.items()}
+        return {name: scaled(weight_of(model, name), own) for name, own in pairs.items()}
 
     def _occupied(self, name: str, task: int) -> Tensor:
         """B_j (d, k_j), what the inputs of old ``task`` occupy."""

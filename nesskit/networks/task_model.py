@@ -26,25 +26,29 @@ class TaskModel(nn.Module):
         self.backbone = backbone
         self.heads = nn.ModuleList(nn.Linear(features, count, bias=False) for count in class_counts)
         self.scaled = ScaledWeights()
-        like = _weight_of(backbone)
+        like = next((parameter for parameter in backbone.parameters() if parameter.is_floating_point()), None)
         if like is not None:
             self.heads.to(like.dtype)
 
     def forward(self, x: Tensor, task: int) -> Tensor:
-        """Logits (n, classes of the task) for inputs ``x`` (n, …)."""
-        return self.heads[task](self.features(x, self.scaled.weights(self.backbone, task)))
+        """Logits (n, classes of the task) for inputs ``x`` (n, …), which become of the type of the model's weights."""
+        head, own = self.heads[task], self.scaled
+        if own.places:
+            return head(self.features(x, own.weights(self.backbone, task)))
+        return head(self.backbone(_in_type_of(head, x)))
 
     def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Features (n, features) of inputs ``x`` (n, …), which become of the type of the backbone's weights.
+        """Features (n, features) of inputs ``x`` (n, …).
 
         Args:
             x: inputs.
             weights: layer name → weight to compute with instead of the layer's own.
         """
-        like = _weight_of(self.backbone) if x.is_floating_point() else None
-        return call_with(self.backbone, weights or {}, x if like is None else x.to(like.dtype))
+        return call_with(self.backbone, weights or {}, _in_type_of(self.heads[0], x))
 
 
-def _weight_of(module: nn.Module) -> nn.Parameter | None:
-    """The first floating-point parameter, None if there is none."""
-    return next((parameter for parameter in module.parameters() if parameter.is_floating_point()), None)
+def _in_type_of(head: nn.Module, x: Tensor) -> Tensor:
+    """Floating-point inputs in the type of a head's weight, others as they are."""
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    return x.to(weight.dtype) if x.is_floating_point() else x
