@@ -51,7 +51,9 @@ def execute(
     from nesskit.training.fit import finished_run, fit
     from nesskit.training.limits import Limits
 
-    limits = limits or Limits()
+    limits = Limits() if limits is None else limits
+    if not isinstance(limits, Limits):
+        raise SettingsError(f"limits must be Limits, such as nesskit.Limits(tasks=2), got {limits!r}")
     method = make_method(settings.method, settings.options)
     if limits.tasks is not None and method.learns_together:
         # Joint training on fewer tasks is no beginning of joint training on all of them: it is another run.

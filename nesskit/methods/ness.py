@@ -93,6 +93,7 @@ class NESS(Method):
         self.moments: dict[str, Moment] = {}  # of all earlier tasks; stays empty with memory="data"
         self.old_inputs: list[tuple[Tensor, Normalisation | None]] = []  # one entry a task; memory="data" only
         self.spaces: dict[str, NullSpace] = {}  # by layer, during a task after the first
+        self.constrained = False  # during a task after the first: all but the updates and the head stands still
         self.projected: list[str] = []  # of these the layers that train ΔW in the projected form
         self.may_project = False
 
@@ -127,17 +128,16 @@ class NESS(Method):
                 continue  # frozen by the user, and so it stays
             spectrum = moment.spectrum()
             self.spaces[name] = NullSpace(spectrum, rule.weights(spectrum, probes.get(name)), moment.count)
-        if not self.spaces:
-            return  # every layer is frozen: there is nothing to protect
-        if not any(space.weights.any() for space in self.spaces.values()):
+        if self.spaces and not any(space.weights.any() for space in self.spaces.values()):
             warnings.warn(self._nothing_free(data.index), NullSpaceWarning, stacklevel=2)
         if self.may_project:
             self.projected = [name for name, space in self.spaces.items() if projection_pays(space)]
+        self.constrained = True
         self._adapt(model)
 
     def parameter_groups(self, model: TaskModel, tasks: Sequence[int], weight_decay: float) -> list[dict[str, Any]]:
         """Task 1: every weight. Later: V (or ΔW) of every adapted layer, and the task's head without any constraint."""
-        if not self.spaces:
+        if not self.constrained:
             return super().parameter_groups(model, tasks, weight_decay)
         decay = self.settings.coefficient_decay
         updates = [layer.trained for layer in adapted_layers(model.backbone).values()]
@@ -150,7 +150,7 @@ class NESS(Method):
     def train_mode(self, model: TaskModel) -> None:
         """Training mode; after task 1 without BatchNorm's running averages, which would drift to the newest task."""
         model.train()
-        if self.spaces:
+        if self.constrained:
             keep_running_statistics(model.backbone)
 
     def end_epoch(self, model: TaskModel) -> None:
@@ -169,7 +169,7 @@ class NESS(Method):
         """Fold the updates into the weights, then remember what the layers see of this task."""
         profiles = [self._profile(model, name, data.index) for name in self.spaces]
         merge(model.backbone)
-        self.spaces, self.projected = {}, []
+        self.spaces, self.projected, self.constrained = {}, [], False
         if self.settings.memory == "data":
             self.old_inputs.append((data.train.x, data.normalisation))
         else:
@@ -187,6 +187,7 @@ class NESS(Method):
                 for name, space in self.spaces.items()
             },
             "projected": list(self.projected),
+            "constrained": self.constrained,
         }
 
     def load_state_dict(self, model: TaskModel, state: Mapping[str, Any]) -> None:
@@ -201,7 +202,8 @@ class NESS(Method):
             for name, (values, directions, weights, count) in state["spaces"].items()
         }
         self.projected = list(state.get("projected", ()))  # checkpoints of older versions know no such form
-        if self.spaces:
+        self.constrained = state.get("constrained", bool(self.spaces))
+        if self.constrained:
             self._adapt(model)
 
     def memory_report(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ renamed onto it, so that a kill or a full disk at any moment leaves the last who
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -203,6 +204,8 @@ def load_run(path: Path | str) -> Run:
     Raises:
         RunFolderError: there is no run, or it is damaged.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise RunFolderError(f"a run is loaded from a folder, got {path!r}: give the one that holds a record.json")
     run = RunFolder(path).read()
     if run is None:
         raise RunFolderError(f"no run lies in {path}: give the folder that holds a record.json")

@@ -28,6 +28,10 @@ def load_stream(name: str, seed: int = 0, validation_share: float = 0.0) -> Task
         DataError: the data is missing or damaged, or the share is not in [0, 1).
         UserFileError: the user's file is missing, fails to import or holds no such function.
     """
+    if not isinstance(name, str):
+        raise DataError(f"a stream has a name, such as {next(iter(LOADERS))}; got {name!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise DataError(f"seed must be a whole number of at least 0, got {seed!r}")
     reference = userfiles.parse_reference(name)
     if not reference and name not in LOADERS:
         raise UnknownNameError("stream", name, LOADERS)

@@ -81,7 +81,7 @@ def fit(
         ("limits", limits, Limits), ("seed", seed, int),
     ):  # fmt: skip
         if not isinstance(value, kind):
-            raise SettingsError(f"fit needs a {kind.__name__} for {name}, got {value!r}")
+            raise SettingsError(f"fit needs {name} to be a {kind.__name__}, got a {type(value).__name__}")
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
