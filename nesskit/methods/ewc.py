@@ -17,12 +17,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from nesskit.adaptation.capture import evaluating
 from nesskit.methods.base import Method
-from nesskit.methods.subspace import keep_running_statistics, pieces, sample
+from nesskit.methods.subspace import keep_running_statistics, sample
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import EWCSettings
 from nesskit.spectra.precision import at_least_float32
 from nesskit.streams.base import normalise
-from nesskit.streams.batches import Batch, TaskData
+from nesskit.streams.batches import Batch, TaskData, pieces
 
 
 class EWC(Method):
@@ -67,7 +67,7 @@ class EWC(Method):
         """Add the task's Fisher information to the importances."""
         settings = self.settings
         x = data.train.x if settings.samples is None else sample(data.train.x, settings.samples)
-        parts = pieces(x, settings.fisher_batch, model.backbone)
+        parts = pieces(x, settings.fisher_batch, data.company)
         new = fisher_diagonal(model, data.index, (normalise(part, data.normalisation) for part in parts))
         parameters = dict(model.backbone.named_parameters())
         for name, importance in new.items():

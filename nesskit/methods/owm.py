@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from nesskit.adaptation.capture import call, evaluating
 from nesskit.adaptation.watch import Use, watching
 from nesskit.adaptation.weights import known_kind
-from nesskit.methods.subspace import SubspaceMethod, kept_beside, pieces, protected_layers, protected_weights
+from nesskit.methods.subspace import SubspaceMethod, kept_beside, protected_layers, protected_weights
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import OWMSettings
 from nesskit.spectra.precision import float64_device
 from nesskit.streams.base import normalise
-from nesskit.streams.batches import TaskData
+from nesskit.streams.batches import TaskData, pieces
 
 
 class OWM(SubspaceMethod):
@@ -53,7 +53,7 @@ class OWM(SubspaceMethod):
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Take the task's training examples, in batches in random order, into the projectors."""
         order = torch.randperm(len(data.train.y)).to(data.train.x.device)
-        rows = pieces(order, self.settings.batch, model.backbone)
+        rows = pieces(order, self.settings.batch, data.company)
         projectors = {name: self._projector(name, weight) for name, weight in protected_weights(model).items()}
         means = batch_means(model.backbone, (normalise(data.train.x[p], data.normalisation) for p in rows))
         for number, inputs in enumerate(means):

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -30,7 +30,7 @@ from nesskit.networks.task_model import TaskModel
 from nesskit.spectra.moment import Moment
 from nesskit.spectra.precision import at_least_float32
 from nesskit.streams.base import normalise
-from nesskit.streams.batches import Batch, TaskData
+from nesskit.streams.batches import Batch, TaskData, pieces
 
 BATCH = 256  # samples per forward pass when layers are looked at
 
@@ -182,25 +182,12 @@ def moments_of(model: TaskModel, data: TaskData, x: Tensor | None = None) -> dic
         SpectrumError: a layer was never called; says which.
     """
     chosen = data.train.x if x is None else x
-    batches = (normalise(piece, data.normalisation) for piece in pieces(chosen, BATCH, model.backbone))
+    batches = (normalise(piece, data.normalisation) for piece in pieces(chosen, BATCH, data.company))
     moments = collect_moments(model.backbone, batches, list(protected_layers(model.backbone)))
     for name, moment in moments.items():
         if moment.count == 0:
             raise SpectrumError(f"layer '{name}' was never called, so its inputs are unknown and cannot be protected")
     return moments
-
-
-def pieces(x: Tensor, size: int, backbone: nn.Module) -> Sequence[Tensor]:
-    """``x`` in pieces of ``size`` rows for ``backbone`` to look at.
-
-    A single row that is left over joins the piece before it if a BatchNorm takes its statistics from the batch: there
-    are none of one row.
-    """
-    parts = x.split(size)
-    alone = len(parts) > 1 and size > 1 and len(parts[-1]) == 1
-    if alone and any(isinstance(m, _BatchNorm) and m.running_mean is None for m in backbone.modules()):
-        return [*parts[:-2], torch.cat(parts[-2:])]
-    return parts
 
 
 def sample(x: Tensor, count: int) -> Tensor:
