@@ -5,9 +5,6 @@ import torch
 from small_tasks import EVERY, learn, model, stream, training
 from torch import nn
 
-# What NESS looks at is split into pieces of 256 without regard to a last one of one.
-ALONE = pytest.mark.xfail(raises=ValueError, strict=True, reason="NESS splits off a batch of one")
-
 
 @pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "sam"])
@@ -27,7 +24,7 @@ def test_in_float64_it_learns_what_it_learns_in_float32(name):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=ALONE if n.startswith("ness") else ()) for n in EVERY])
+@pytest.mark.parametrize("name", EVERY)
 def test_one_example_may_be_left_over_beside_statistics_of_the_batch(name):
     learned = model(2, norm=lambda width: nn.BatchNorm1d(width, track_running_stats=False))
     run, _, _ = learn(name, learned, stream(2, count=257), settings=training(epochs=1))  # 257 = 256 + 1 = 16 · 16 + 1

@@ -77,5 +77,5 @@ def test_projecting_the_gradient_instead_would_not_hold_adam():
 
 
 def test_a_filter_must_be_one():
-    with pytest.raises(SettingsError, match="filter must be a filter"):
+    with pytest.raises(SettingsError, match="filter must be a Filter"):
         AdamNSCLSettings(filter="smallest:10")

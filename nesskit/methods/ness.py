@@ -29,7 +29,7 @@ from nesskit.spectra.moment import Moment
 from nesskit.spectra.profile import LayerProfile, layer_profile
 from nesskit.spectra.spectrum import Spectrum
 from nesskit.streams.base import Normalisation, normalise
-from nesskit.streams.batches import TaskData
+from nesskit.streams.batches import TaskData, pieces
 
 
 class NullSpaceWarning(UserWarning):
@@ -220,7 +220,7 @@ class NESS(Method):
         return self.moments
 
     def _collect(self, model: TaskModel, inputs: Sequence[tuple[Tensor, Normalisation | None]]) -> dict[str, Moment]:
-        batches = (normalise(piece, n) for x, n in inputs for piece in x.split(BATCH))
+        batches = (normalise(piece, n) for x, n in inputs for piece in pieces(x, BATCH, True))
         augment = self.settings.bias == "augment"
         moments = collect_moments(model.backbone, batches, self.settings.layers or None, augment)
         for name, moment in moments.items():

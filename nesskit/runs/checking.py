@@ -60,6 +60,17 @@ def check_values(record: Any) -> None:
             _require(same, name, f"{is_so:.6g}, which 'accuracy' comes to", said)
 
 
+def is_config(value: Any) -> bool:
+    """Settings of a run: a method and a seed at least, and how many epochs every task was trained for."""
+    return (
+        isinstance(value, Mapping)
+        and _is_text(value.get("method"))
+        and _is_count(value.get("seed"))
+        and isinstance(value.get("training"), Mapping)
+        and _is_count(value["training"].get("epochs"))
+    )
+
+
 def _check_epoch(epoch: Any, number: int, tasks: int) -> None:
     where = f"history[{number}]"
     _require(isinstance(epoch, Mapping), where, "an object", epoch)
@@ -112,21 +123,10 @@ def _is_network(value: Any) -> bool:
     return known and all(map(_is_text, value.values()))
 
 
-def _is_config(value: Any) -> bool:
-    """Settings of a run: a method and a seed at least, and how every task was trained."""
-    return (
-        isinstance(value, Mapping)
-        and _is_text(value.get("method"))
-        and _is_count(value.get("seed"))
-        and isinstance(value.get("training"), Mapping)
-        and _is_count(value["training"].get("epochs"))
-    )
-
-
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "status": (lambda value: value in STATUSES, f"one of {', '.join(STATUSES)}"),
     "status_reason": (_is_text, "text"),
-    "config": (_is_config, "settings with a method, a seed and a training of some epochs"),
+    "config": (is_config, "settings with a method, a seed and a training of some epochs"),
     "environment": (_of(str, lambda value: value is None or isinstance(value, str | int | float)), "names and values"),
     "data": (_of(str, _is_text), "checksums by name"),
     "tasks": (lambda value: isinstance(value, list) and bool(value) and all(map(_is_text, value)), "names of tasks"),

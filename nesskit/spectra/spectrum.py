@@ -39,7 +39,8 @@ class Spectrum:
         if not torch.isfinite(values).all() or (values < 0).any() or (values.diff() > 0).any():
             raise SpectrumError("singular values must be finite, non-negative and in descending order")
         # On a few vectors, whatever they are: all of DᵀD would take as long as half the decomposition.
-        some = torch.randn(d, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(directions)
+        along = torch.linspace(-1, 1, d).to(directions).unsqueeze(1)
+        some = torch.cat([along.cos(), along, (9 * along).sin(), (40 * along).sin()], dim=1)
         if not (directions.T @ (directions @ some) - some).abs().max() < 1e-4:  # nor with a NaN in it
             raise SpectrumError("the directions must be orthonormal: columns of length 1 at right angles")
         object.__setattr__(self, "singular_values", values)

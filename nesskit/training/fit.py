@@ -15,6 +15,7 @@ from nesskit.errors import AdaptationError, NesskitError, RunFolderError, Settin
 from nesskit.methods import Method, make_method
 from nesskit.networks.checksums import network_checksum, weights_checksum
 from nesskit.networks.task_model import TaskModel
+from nesskit.runs.checking import is_config
 from nesskit.runs.environment import current_commit, describe_environment
 from nesskit.runs.events import EpochFinished, Event, Listener, RunStarted, RunStopped, TaskFinished
 from nesskit.runs.folder import RunFolder
@@ -96,6 +97,10 @@ def fit(
     _refuse_adapted(model)
     _try(model, stream)
     method.check(model)
+    if config is not None and not is_config(config):
+        raise SettingsError(
+            "config must have a method, a seed and a training with its epochs: a record is read by them"
+        )
     named = config is not None  # by the caller, who has chosen the folder for it
     config = config or {
         "stream": stream.name,
