@@ -35,27 +35,24 @@ SLOW = {
     *("browser", "course", "test_cli", "test_dist", "test_distributed", "test_executors", "test_explorer"),
     *("test_methods_contract", "test_monitor", "test_networks", "test_plots_notebook", "test_process", "test_readme"),
     *("test_records", "test_run_panel", "test_scale", "test_setup", "test_speed_bench", "test_speed_whole_run"),
-    *("test_subspace", "test_sweeps", "test_userfiles", "test_cifar100"),
+    *("test_subspace", "test_sweeps", "test_userfiles", "test_cifar100", "test_step_projection"),
+    *("test_state_between_runs", "test_run_identity"),
 }
 
 
-# Files whose tests share something costly: on one worker, so that it is made once.
-TOGETHER = {
-    "test_grade.py",
-    "test_cifar100.py",
-    "test_scale.py",
-    "test_analysis_run.py",
-    "test_dist.py",
-    "test_records.py",
+# Files of few slow tests that share little: one by one to whichever worker is free.
+ONE_BY_ONE = {
+    *("test_run_panel.py", "test_executors.py", "test_process.py", "test_explorer.py", "test_distributed.py"),
+    *("test_networks.py", "test_methods_contract.py", "test_userfiles.py", "test_readme.py", "test_setup.py"),
 }
 
 
 def together(test):
-    """What must be run on the worker that runs ``test``: its file, one notebook's exercises, or the test alone."""
+    """What is run on the worker that runs ``test``: its file, one notebook's exercises, or the test alone."""
     file, _, name = test.partition("::")
     if file.endswith("test_exercises.py"):
         return f"{file}::{name.partition('[')[2][:2]}"
-    return file if file.rpartition("/")[2] in TOGETHER else test
+    return test if file.rpartition("/")[2] in ONE_BY_ONE else file
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -98,9 +98,7 @@ def fit(
     _try(model, stream)
     method.check(model)
     if config is not None and not is_config(config):
-        raise SettingsError(
-            "config must have a method, a seed and a training with its epochs: a record is read by them"
-        )
+        raise SettingsError("config must have a method, a seed and a training with epochs: a record is read by them")
     named = config is not None  # by the caller, who has chosen the folder for it
     config = config or {
         "stream": stream.name,
