@@ -602,3 +602,13 @@ def test_inputs_become_of_the_models_type(dtype):
 def test_batches_that_cannot_be_used_are_refused_in_a_sentence(batch, sentence):
     with pytest.raises(nesskit.NesskitError, match=sentence):
         collect_moments(network(), [batch])
+
+
+def test_moments_in_inference_mode_are_the_same():
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Linear(24, 5))
+    x = torch.randn(6, 2, 8)
+    plain = collect_moments(model, [x])
+    with torch.inference_mode():
+        inside = collect_moments(model, [x])
+    assert all(torch.equal(inside[name].matrix, moment.matrix) for name, moment in plain.items())
+    assert not inside["0"].matrix.is_inference()

@@ -23,6 +23,7 @@ POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD = Parameter.POSITIONAL_ONLY, Parameter.PO
 VAR_POSITIONAL, VAR_KEYWORD = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def collect_moments(
     model: nn.Module,

@@ -251,6 +251,8 @@ def watching(
     Torch's fused attention would hide its products, so it is not taken.
     """
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))  # in it, whole layers are dispatched, and no products
+        stack.enter_context(torch.no_grad())
         for device in {kinds[name].weight_of(layer).device.type for name, layer in layers.items()}:
             stack.enter_context(torch.autocast(device, enabled=False))  # it would round what is seen
         stack.enter_context(_apart(model, layers, kinds))
