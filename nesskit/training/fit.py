@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from nesskit.adaptation.adapt import adapted_layers
-from nesskit.adaptation.capture import evaluating
-from nesskit.errors import AdaptationError, NesskitError, RunFolderError, SettingsError, TrainingError
+from nesskit.errors import RunFolderError, SettingsError
 from nesskit.methods import Method, make_method
 from nesskit.networks.checksums import network_checksum, weights_checksum
 from nesskit.networks.task_model import TaskModel
@@ -24,6 +22,7 @@ from nesskit.runs.record import INTERRUPTED, Run
 from nesskit.settings import TrainingSettings, to_dict
 from nesskit.streams.base import TaskStream
 from nesskit.streams.checksums import data_checksums
+from nesskit.training.checks import check_arguments, check_run, named_device
 from nesskit.training.limits import Limits
 from nesskit.training.trainer import Trainer
 
@@ -77,26 +76,10 @@ def fit(
     """
     method = make_method(method) if isinstance(method, str) else method
     settings, limits = settings or TrainingSettings(), limits or Limits()
-    for name, value, kind in (
-        ("stream", stream, TaskStream), ("method", method, Method), ("settings", settings, TrainingSettings),
-        ("limits", limits, Limits), ("seed", seed, int),
-    ):  # fmt: skip
-        if not isinstance(value, kind):
-            raise SettingsError(f"fit needs {name} to be a {kind.__name__}, got a {type(value).__name__}")
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise SettingsError(f"device '{device}' is none that torch knows: use cpu or cuda") from error
-    if not isinstance(model, TaskModel) or len(model.heads) < len(stream):
-        raise TrainingError(
-            f"fit needs a TaskModel(backbone, features, class_counts) with a head for each of the {len(stream)} tasks, "
-            f"got {type(model).__name__}"
-        )
-    if settings.lr_patience and not all(len(task.valid.y) for task in stream):
-        raise TrainingError("lr_patience watches the validation loss, but a task has no validation examples")
-    _refuse_adapted(model)
-    _try(model, stream)
-    method.check(model)
+    check_arguments(stream=(stream, TaskStream), method=(method, Method), seed=(seed, int), limits=(limits, Limits))
+    check_arguments(settings=(settings, TrainingSettings))
+    device = named_device(device)
+    check_run(model, stream, method, settings)
     if config is not None and not is_config(config):
         raise SettingsError("config must have a method, a seed and a training with epochs: a record is read by them")
     named = config is not None  # by the caller, who has chosen the folder for it
@@ -123,42 +106,6 @@ def fit(
     folder.read()  # refuses a stranger's folder before as much as a lock is put into it
     with folder.locked():
         return _run(Trainer(model, stream, method, settings, run, seed, device), folder, listeners, limits)
-
-
-@torch.no_grad()
-def _try(model: TaskModel, stream: TaskStream) -> None:
-    """Two examples of every task through the network: what does not fit is found out before anything is trained.
-
-    Raises:
-        TrainingError: the network does not take the inputs of a task, or answers otherwise than the task has classes.
-    """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with evaluating(model):
-        for number, task in enumerate(stream):
-            where = f"task {number + 1} ('{task.name}')"
-            x = task.normalise(task.train.x[:2].to(device))
-            try:
-                answers = model(x, number)
-            except (RuntimeError, IndexError, ValueError) as error:
-                if isinstance(error, NesskitError):
-                    raise
-                reason = str(error).strip().split("\n")[0]
-                raise TrainingError(
-                    f"the network does not take the inputs of {where}, "
-                    f"{x.dtype} of shape {tuple(x.shape[1:])}: {reason}"
-                ) from error
-            if not isinstance(answers, torch.Tensor) or answers.shape != (len(x), len(task.classes)):
-                found = tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
-                raise TrainingError(
-                    f"the network must answer {where} with {len(task.classes)} logits a sample, got {found}"
-                )
-
-
-def _refuse_adapted(model: TaskModel) -> None:
-    """A model that is adapted already would learn in the free directions of somebody else's past only."""
-    layers = list(adapted_layers(model)) or [name for name, m in model.named_modules() if hasattr(m, "_freeze")]
-    if layers:
-        raise AdaptationError(f"the model is still adapted ({', '.join(layers)}): nesskit.merge(model) first")
 
 
 def _run(trainer: Trainer, folder: RunFolder | None, listeners: Sequence[Listener], limits: Limits) -> Run:
