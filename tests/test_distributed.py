@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from nesskit import build_model, collect_moments, load_stream
@@ -62,6 +63,7 @@ def test_two_ranks_with_unequal_shares_have_the_moments_of_one_process(tmp_path)
             torch.testing.assert_close(merged[name].matrix, moment.matrix, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.every
 def test_ranks_with_other_layers_are_told_on_every_rank(tmp_path):
     codes, said = run_ranks(tmp_path, "other layers")
     for rank in (0, 1):

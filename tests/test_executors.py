@@ -79,6 +79,7 @@ def scheduler(tmp_path_factory):
         log.close()
 
 
+@pytest.mark.every
 def test_a_dask_cluster_gives_the_same_numbers(alone, scheduler, tmp_path):
     with open_executor(f"dask://{scheduler}") as executor:
         beside = nesskit.compare(

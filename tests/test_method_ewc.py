@@ -27,7 +27,7 @@ def closed_form(model, x):
     return (p * (1 - p)).T @ x.square() / len(x)
 
 
-@pytest.mark.parametrize("size", [1, 8])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.every), 8])
 def test_the_fisher_information_is_that_of_logistic_regression(size):
     x = load_stream("split-digits", seed=0)[0].train.x[:200].float()
     model = logistic_regression(x)

@@ -163,6 +163,7 @@ def test_finished_runs_are_shown_and_not_done_again(panel):
     assert record.stat().st_mtime_ns == before
 
 
+@pytest.mark.every
 def test_stop_keeps_the_next_seed_waiting_and_resume_goes_on_with_both(panel):
     """By the monitor's own buttons, as a person would."""
     panel.epochs.value = LONG

@@ -58,13 +58,17 @@ def learned(stream):
     return run, reports, held
 
 
+def dense(tensor):
+    return tensor.layout is torch.strided
+
+
 def live_tensors():
     """Bytes of every tensor that Python can reach, and of its gradient, by the address of the storage."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
         # isinstance would ask proxies for their class, which may import; fake tensors, left by export, hold nothing
-        if issubclass(type(thing), torch.Tensor) and not issubclass(type(thing), FakeTensor):
+        if issubclass(type(thing), torch.Tensor) and not issubclass(type(thing), FakeTensor) and dense(thing):
             for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None:
                     storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()

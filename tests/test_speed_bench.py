@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TINY = """
 def measure(quick=False):
     print("hello")
@@ -19,6 +21,7 @@ def bench(folder, topics, *more):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.every
 def test_every_call_appends_a_line_with_machine_versions_commit_and_figures(tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
     for quick in ([], ["--quick"]):

@@ -60,6 +60,7 @@ def test_a_model_of_half_precision_is_held_up_to_its_rounding(name, optimizer):
     assert float((new - old).abs().max() / old.abs().max()) < 2e-2
 
 
+@pytest.mark.every
 def test_round_off_of_thousands_of_steps_stays_small():
     tasks = stream(2)
     settings = training(epochs=700, lr=0.01, weight_decay=1e-3)  # 2100 steps a task

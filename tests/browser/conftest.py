@@ -43,7 +43,7 @@ def browser():
         yield browser
 
 
-@pytest.fixture(scope="session", params=["lab", "voila"])
+@pytest.fixture(scope="session", params=["lab", pytest.param("voila", marks=pytest.mark.every)])
 def explorer_page(request, browser, workplace):
     """(page, server) with the explorer on it, in JupyterLab and as a Voilà page."""
     folder = workplace / request.param

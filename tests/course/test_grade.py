@@ -16,7 +16,7 @@ from course.release import student_version
 
 pytestmark = pytest.mark.timeout(1200)  # the first test waits for all copies
 SECONDS = 10
-EVERY_DAY = ("perfect", "squares", "kills", "loops", "edits and skips")  # the others: make test-all
+EVERY_DAY = ("perfect", "squares", "kills")  # the others: make test-all
 FULL = [2, 3]
 DOUBLE = "def double(x):\n    return 2 * x\n"
 
@@ -234,6 +234,7 @@ def _in(student):
     return path
 
 
+@pytest.mark.every
 def test_foreign_marks_are_not_touched(tmp_path, course):
     nbformat.write(small_notebook(), _in(tmp_path / "in" / "anna"))
     (tmp_path / "grades.csv").write_text("name,mark\nanna,1\n")
