@@ -14,7 +14,7 @@ from nesskit import Limits, load_run, write_report
 from nesskit.errors import NesskitError, RunFolderError
 from nesskit.runs.events import TaskStarted
 from nesskit.runs.folder import RunFolder
-from nesskit.runs.results import load_results, record_run
+from nesskit.runs.results import load_results, record_run, results_folder
 from nesskit.widgets.process import EventFollower
 
 FLIPS = 120
@@ -264,3 +264,9 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next(folder):
     left.write_bytes(b"half")
     with folder.locked():
         assert not left.exists()
+
+
+def test_profiles_of_an_older_version_are_read():
+    """Format 1, in float32: what ``data/results`` has of Split CIFAR-100."""
+    run = load_run(results_folder() / "split-cifar100" / "profiled-ness-seed1")
+    assert {profile.task for profile in run.profiles} >= {1}

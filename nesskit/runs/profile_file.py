@@ -90,7 +90,7 @@ def _check(profile: LayerProfile) -> None:
     vectors = [np.asarray(getattr(profile, name)) for name in _VECTORS]
     d = len(vectors[0])
     right = named and 0 <= profile.rank <= d and profile.task >= 0
-    if not right or not all(v.dtype == np.float64 and v.shape == (d,) and (v >= 0).all() for v in vectors):
+    if not right or not all(v.dtype.kind == "f" and v.shape == (d,) and (v >= 0).all() for v in vectors):
         raise ValueError(f"the profile of layer '{profile.layer}' holds what no task can have done to a layer")
     if not all(np.isfinite(v).all() for v in vectors):
         raise ValueError(f"the profile of layer '{profile.layer}' holds infinite numbers")
