@@ -188,6 +188,17 @@ def test_merge_refuses_what_was_moved_by_hand_and_can_undo_it():
     assert_stays(model, old, before)
 
 
+def test_loading_something_else_excuses_nothing():
+    part, old = network(), old_inputs()
+    model = nn.Sequential(nn.Identity(), part)
+    adapt(part, old)
+    with torch.no_grad():
+        part[2].bias += 3.0
+    model.load_state_dict({"1.0.coefficients": part[0].coefficients}, strict=False)
+    with pytest.raises(AdaptationError, match=r"'2\.bias' was frozen, but has moved"):
+        nesskit.merge(part)
+
+
 def test_merge_refuses_a_weight_that_was_replaced():
     model, old = network(), old_inputs()
     adapt(model, old)

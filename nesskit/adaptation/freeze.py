@@ -50,9 +50,11 @@ class Freeze:
         self.hooks.append(model.register_load_state_dict_post_hook(_loaded))
 
     def remember(self, model: nn.Module, missing: Sequence[str]) -> None:
-        """What was loaded is what is kept from now on; ``missing`` names what was not."""
-        for name in self.parameters.keys() - set(missing):
-            self.values[name] = self.parameters[name].detach().clone()
+        """What was loaded is what is kept from now on; ``missing`` names what was not, as whoever loaded knows it."""
+        dotted = [f".{key}" for key in missing]  # the model may be a part of what was loaded
+        for name, parameter in self.parameters.items():
+            if not any(key.endswith(f".{name}") for key in dotted):
+                self.values[name] = parameter.detach().clone()
         for name, kept in self.buffers.items():
             kept.take(model.get_submodule(name))
 
