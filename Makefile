@@ -80,7 +80,7 @@ test-all: test test-rest
 # What make test leaves out: it takes long.
 test-rest: $(INSTALLED)
 	$(PYTEST) $(WORKERS) -m every
-	$(PYTEST) -rs -n 2 -m every tests/browser
+	$(PYTEST) -rs -m every tests/browser
 	$(MAKE) --no-print-directory test-notebooks
 
 # The committed outputs hold with another number of threads and the plainest instructions that any machine has.

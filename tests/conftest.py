@@ -44,7 +44,6 @@ SLOW = {
 ONE_BY_ONE = {
     *("test_run_panel.py", "test_executors.py", "test_process.py", "test_explorer.py", "test_distributed.py"),
     *("test_networks.py", "test_methods_contract.py", "test_userfiles.py", "test_readme.py", "test_setup.py"),
-    "test_notebooks_browser.py",
 }
 
 
