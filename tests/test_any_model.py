@@ -231,9 +231,9 @@ def test_the_report_says_what_learns_what_is_frozen_and_what_was_left_out():
         "3.weight  learns    unprotected, as asked",
         "3.bias    learns    unprotected, as asked",
         "2         left out  frozen before: it stays as it is",
-        "0.bias    frozen",
-        "1.weight  frozen",
-        "1.bias    frozen",
+        "0.bias    frozen    it is no weight",
+        "1.weight  frozen    no weight of a LayerNorm can be protected",
+        "1.bias    frozen    no weight of a LayerNorm can be protected",
     ]
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     assert trainable == ["0.coefficients", "3.weight", "3.bias"]

@@ -35,13 +35,13 @@ class Adaptation:
     Attributes:
         adapted: names of the layers that learn in free directions → rank and number of all directions.
         trained: names of the parameters that go on learning unprotected, as was asked.
-        frozen: names of the parameters that stand still now.
+        frozen: names of the parameters that stand still now → why.
         left_out: names of layers that bases were given for, but that stay as they are → why.
     """
 
     adapted: Mapping[str, tuple[int, int]]
     trained: Sequence[str] = ()
-    frozen: Sequence[str] = ()
+    frozen: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -51,8 +51,20 @@ class Adaptation:
         rows += [(name, "learns", "unprotected, as asked") for name in self.trained]
         rows += [(name, "left out", why) for name, why in self.left_out.items()]
         adapted = tuple(f"{name}." if name else "" for name in self.adapted)
-        rows += [(name, "frozen", "") for name in self.frozen if not _weight_of(name, adapted)]
+        rows += [(name, "frozen", why) for name, why in self.frozen.items() if not _weight_of(name, adapted)]
         return tabulate(rows, tablefmt="plain")
+
+
+def _why_frozen(model: nn.Module, name: str) -> str:
+    """Why the parameter called ``name`` does not learn."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    kind = kind_of(owner)
+    if kind is None:
+        return f"no weight of a {type(owner).__name__} can be protected"
+    adapted = isinstance(owner, NESSLayer)
+    if name.rpartition(".")[2] != kind.name and not (adapted and owner.augmented):
+        return "it is no weight"
+    return "W of an adapted layer" if adapted else "no basis was given for it"
 
 
 def _weight_of(name: str, layers: Sequence[str]) -> bool:
@@ -129,7 +141,7 @@ def adapt(
     model._freeze = freeze  # type: ignore[assignment]
     layers = {name: model.get_submodule(name) for name, _, _ in wanted}
     adapted = {name: (layer.rank, layer.directions) for name, layer in layers.items() if isinstance(layer, NESSLayer)}
-    return Adaptation(adapted, going_on, freeze.frozen, left_out)
+    return Adaptation(adapted, going_on, {name: _why_frozen(model, name) for name in freeze.frozen}, left_out)
 
 
 def merge(model: Model, *, restore: bool = False) -> Model:
