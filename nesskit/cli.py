@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -140,6 +140,7 @@ def _run_command(defaults: RunSettings) -> Callable[..., None]:
         preset: str = defaults.preset,
         seed: int = 0,
         validation_share: float = defaults.validation_share,
+        split: Literal["nesskit", "authors"] = defaults.split,
         training: tyro.conf.OmitArgPrefixes[training_type] = defaults.training,  # type: ignore[valid-type]
         specific: tyro.conf.OmitArgPrefixes[options_type] = defaults.options,  # type: ignore[valid-type]
         network: network_type = defaults.network,  # type: ignore[valid-type]
@@ -153,11 +154,13 @@ def _run_command(defaults: RunSettings) -> Callable[..., None]:
             preset: name of the settings that all other flags start from.
             seed: determines data order, initialisation and everything random.
             validation_share: share of each task's training data that is set aside.
+            split: which data that is: drawn our way, or as the authors' code draws it (benchmarks of the paper).
         """
         get_benchmark(benchmark)
         settings = dataclasses.replace(
             configure(benchmark, method, preset, seed),
             validation_share=validation_share,
+            split=split,
             training=training,
             options=specific,
             network=network,

@@ -98,10 +98,11 @@ def test_the_hash_changes_with_anything_else():
         dataclasses.replace(RUN, benchmark="split-digits"),
         dataclasses.replace(RUN, validation_share=0.1),
         dataclasses.replace(RUN, tasks=5),
+        dataclasses.replace(RUN, split="authors"),
         dataclasses.replace(RUN, method="joint"),
     ]
     assert len({RUN.hash, *(run.hash for run in changed)}) == 1 + len(changed) > 25
-    covered = {*PARTS, "benchmark", "validation_share", "tasks", "method", "seed", "preset"}
+    covered = {*PARTS, "benchmark", "validation_share", "split", "tasks", "method", "seed", "preset"}
     assert covered == {field.name for field in dataclasses.fields(RunSettings)}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from nesskit.experiments.published import PUBLISHED, falling_rate
 from nesskit.settings import (
@@ -40,6 +40,7 @@ class Preset:
         options: settings by method name; a method without an entry has its defaults.
         training_of: training by method name, for methods that are trained in another way than ``training``.
         validation_share: share of each task's training examples that is set aside.
+        split: which examples these are, see :func:`nesskit.load_stream`.
         summary: what the preset is, in a sentence.
     """
 
@@ -48,6 +49,7 @@ class Preset:
     options: Mapping[str, MethodSettings] = field(default_factory=dict)
     training_of: Mapping[str, TrainingSettings] = field(default_factory=dict)
     validation_share: float = 0.0
+    split: Literal["nesskit", "authors"] = "nesskit"
     summary: str = ""
 
 
@@ -118,16 +120,23 @@ def _paper(
     in_text: Mapping[str, Any],
     validation_share: float = 0.05,
 ) -> Benchmark:
-    """A benchmark of the paper with the presets ``paper-sgdm``, ``paper-sam``, ``text`` and ``published``.
+    """A benchmark of the paper: the presets ``paper-…``, the same steps as ``nesskit-…``, ``text`` and ``published``.
 
     The two paper presets follow the authors' code, to which the published figures belong, wherever it differs from the
     text: the nuclear threshold, and inputs of old tasks recomputed from kept data. Their SAM run has SAM around plain
-    SGD on task 1 and plain SGD afterwards. ``text`` follows the text: the Frobenius threshold, moments, and the
-    settings ``in_text`` where they differ from the code's.
+    SGD on task 1 and plain SGD afterwards. So does their protocol, what surrounds the steps: every evaluation draws its
+    batches anew, layer inputs are looked at in batches of 64 that run over the tasks, and the split is theirs.
+
+    ``nesskit-sgdm`` and ``nesskit-sam`` take the same steps in our protocol: the same examples always share a batch,
+    and layer inputs are looked at in batches of 256 of one task. ``text`` follows the text, in our protocol: the
+    Frobenius threshold, moments, and the settings ``in_text`` where they differ from the code's. In ``published``
+    every method has its own hyperparameters in the authors' protocol, in which the table of the paper compares them.
     """
-    code = NESSSettings(NuclearThreshold(eps), memory="data")
+    ours = NESSSettings(NuclearThreshold(eps), memory="data")
+    theirs = dataclasses.replace(ours, moment_batch_size=64, moment_batches="across-tasks")
     sam = dataclasses.replace(training, optimizer="sam", lr=sam_lr, momentum=0.0, sam_tasks="first")
-    text = dataclasses.replace(training, **in_text)
+    fixed, fixed_sam = (dataclasses.replace(each, evaluation_order="fixed") for each in (training, sam))
+    text = dataclasses.replace(fixed, **in_text)
     return Benchmark(
         name,
         summary,
@@ -135,12 +144,32 @@ def _paper(
             "paper-sgdm": Preset(
                 training,
                 network,
-                {"ness": code},
+                {"ness": theirs},
                 validation_share=validation_share,
+                split="authors",
                 summary="authors' code, SGD with momentum (nuclear threshold)",
             ),
             "paper-sam": Preset(
-                sam, network, {"ness": code}, validation_share=validation_share, summary="authors' code, SAM on task 1"
+                sam,
+                network,
+                {"ness": theirs},
+                validation_share=validation_share,
+                split="authors",
+                summary="authors' code, SAM on task 1",
+            ),
+            "nesskit-sgdm": Preset(
+                fixed,
+                network,
+                {"ness": ours},
+                validation_share=validation_share,
+                summary="the steps of paper-sgdm, evaluated and split our way",
+            ),
+            "nesskit-sam": Preset(
+                fixed_sam,
+                network,
+                {"ness": ours},
+                validation_share=validation_share,
+                summary="the steps of paper-sam, evaluated and split our way",
             ),
             "text": Preset(
                 text,
@@ -152,9 +181,10 @@ def _paper(
             "published": Preset(
                 training,
                 network,
-                {"ness": code, **{method: options for method, (_, options) in PUBLISHED[name].items()}},
+                {"ness": theirs, **{method: options for method, (_, options) in PUBLISHED[name].items()}},
                 {method: trained for method, (trained, _) in PUBLISHED[name].items()},
                 validation_share=0.05,
+                split="authors",
                 summary="every method with the hyperparameters of its own publication",
             ),
         },

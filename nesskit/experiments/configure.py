@@ -13,6 +13,11 @@ from nesskit.settings import NetworkSettings, RunSettings, settings_type
 from nesskit.spectra.filters import parse_filter
 from nesskit.streams import load_stream_function
 
+DIVIDING = (
+    "validation_share",
+    "split",
+)  # how a task's examples are divided: of the run itself, not of one of its parts
+
 
 def configure(
     benchmark: str, method: str = "ness", preset: str | None = None, seed: int = 0, **changes: Any
@@ -20,7 +25,7 @@ def configure(
     """The settings of a run: those of the preset, with ``changes`` to single fields by name.
 
     A change may name a field of the training (``epochs=3``), of the method (``filter=…``, also as text), of the network
-    (``network_bias=True``), or ``validation_share``.
+    (``network_bias=True``), ``validation_share`` or ``split``.
 
     Raises:
         UnknownNameError: an unknown benchmark, method, preset or field; says which is nearest.
@@ -40,13 +45,13 @@ def configure(
         "options": chosen.options.get(method, options_type()),
         "network": chosen.network,
     }
-    share = changes.pop("validation_share", chosen.validation_share)
+    share, split = (changes.pop(name, getattr(chosen, name)) for name in DIVIDING)
     for name, value in changes.items():
         part, field_name = _part_of(name, parts)
         if field_name == "filter" and isinstance(value, str):
             value = parse_filter(value)
         parts[part] = dataclasses.replace(parts[part], **{field_name: value})
-    return RunSettings(benchmark, method, preset, seed, share, parts["network"], parts["training"], parts["options"])
+    return RunSettings(benchmark, method, preset, seed, share, **parts, split=split)
 
 
 def get_benchmark(name: str) -> Benchmark:
@@ -71,5 +76,5 @@ def _part_of(name: str, parts: Mapping[str, Any]) -> tuple[str, str]:
         prefix = "network_" if part == "network" else ""
         fields |= {prefix + f.name: (part, f.name) for f in dataclasses.fields(settings)}
     if name not in fields:
-        raise UnknownNameError("setting", name, [*fields, "validation_share"])
+        raise UnknownNameError("setting", name, [*fields, *DIVIDING])
     return fields[name]

@@ -30,7 +30,8 @@ def falling_rate(
     """The training of these benchmarks: its learning rate falls while the validation loss does not.
 
     The rate is multiplied by ``factor`` after ``patience`` epochs without a lower loss, and a task ends when it would
-    fall under ``minimum``. Evaluations are in batches of 64; ``others`` are further fields of the settings.
+    fall under ``minimum``. Evaluations are in batches of 64, drawn anew each time; ``others`` are further fields of the
+    settings.
     """
     return TrainingSettings(
         epochs=epochs,
@@ -39,6 +40,7 @@ def falling_rate(
         lr_patience=patience,
         lr_minimum=minimum,
         evaluation_batch_size=64,
+        evaluation_order="reshuffled",
         **others,
     )
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nesskit.errors import NesskitError
-from nesskit.settings import (
-    flatten,
-)
+from nesskit.experiments.configure import configure, get_benchmark
+from nesskit.settings import RunSettings, flatten
 
 if TYPE_CHECKING:
     from nesskit.runs.record import Run
-from nesskit.experiments.configure import configure
 
 
 def remarks(run: Run) -> list[str]:
@@ -31,19 +30,50 @@ def is_reduced(run: Run) -> bool:
     return not run.finished or any(remark.startswith("reduced") for remark in remarks(run))
 
 
-def _changes_from_preset(run: Run) -> list[str]:
-    """Where the settings differ from the preset that the run names; fewer epochs are called a reduction."""
+def preset_of(run: Run) -> str:
+    """The benchmark's preset whose settings the run has, be it for less training; if there is none, what it names.
+
+    A preset's name is no part of a run: what it stands for may come to stand under another name.
+    """
+    named = str(run.config.get("preset"))
     try:
-        preset = configure(run.config["benchmark"], run.config["method"], run.config["preset"])
+        others = [name for name in get_benchmark(run.config["benchmark"]).presets if name != named]
+    except (KeyError, NesskitError):  # made by fit() without a benchmark, or with a user's file that is gone
+        return named
+    return next((name for name in (named, *others) if _has_settings_of(name, run)), named)
+
+
+def _has_settings_of(name: str, run: Run) -> bool:
+    changes = _changes_from(name, run)
+    return changes is not None and all(change.startswith("reduced") for change in changes)
+
+
+def _changes_from_preset(run: Run) -> list[str]:
+    """Where the settings differ from the run's preset; fewer epochs are called a reduction."""
+    return _changes_from(preset_of(run), run) or []
+
+
+def _changes_from(name: str, run: Run) -> list[str] | None:
+    """Where the settings differ from the preset called ``name``; None if it does not exist (any more)."""
+    try:
+        preset = configure(run.config["benchmark"], run.config["method"], name)
     except (KeyError, NesskitError):  # made by fit() without a benchmark, or by a nesskit with other presets
-        return []
+        return None
     expected, found = flatten(preset.to_dict()), []
-    for key, value in flatten(run.config).items():
+    for key, value in flatten(_complete(run.config)).items():
         before = expected.get(key, value)
-        if value != before and key not in ("seed", "tasks"):
+        if value != before and key not in ("seed", "tasks", "preset"):
             reduction = "reduced, " if key == "training.epochs" and value < before else ""
             found.append(f"{reduction}{key.rpartition('.')[2]} = {_as_text(value)} (preset: {_as_text(before)})")
     return found
+
+
+def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``config`` with the defaults of what it does not name: they are what an older nesskit did."""
+    try:
+        return RunSettings.from_dict(config).to_dict()
+    except (NesskitError, KeyError, TypeError):  # of a user's file that is gone, or of another version
+        return config
 
 
 def _as_text(value: Any) -> str:

@@ -62,7 +62,7 @@ def execute(
     before = finished_run(folder, settings.to_dict(), listeners)
     if before is not None:
         return before
-    stream = load_stream(settings.benchmark, settings.seed, settings.validation_share)
+    stream = load_stream(settings.benchmark, settings.seed, settings.validation_share, settings.split)
     if settings.tasks is not None:
         stream = stream.first(settings.tasks)
     model = build_model(stream, settings.network, settings.seed)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from nesskit.methods.base import Method
 from nesskit.networks.task_model import TaskModel
@@ -70,7 +69,7 @@ class AGEM(Method):
             tasks.append(task)
         features = model.features(torch.cat(inputs)).split([len(y) for y in labels])
         losses = [
-            F.cross_entropy(model.heads[task](part), y, reduction="sum")
+            self.cross_entropy(model.heads[task](part), y, reduction="sum")
             for task, part, y in zip(tasks, features, labels, strict=True)
         ]
         return torch.stack(losses).sum() / len(chosen)

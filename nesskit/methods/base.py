@@ -35,6 +35,19 @@ class Method:
     settings_type: ClassVar[type[MethodSettings]] = MethodSettings
     learns_together: ClassVar[bool] = False
     """Whether all tasks are trained at once, as one stage, instead of one after another."""
+    replayable: ClassVar[bool] = True
+    """Whether every step of a task does the same operations on the same tensors, whatever the data.
+
+    On a GPU such steps are recorded once and replayed (training/graphs.py): what a step decides or counts in Python
+    would be decided or counted once. So a class says it for itself; one that derives from it begins with False."""
+    label_smoothing: float = 0.0
+    """Of the run; the loop sets it, :meth:`cross_entropy` uses it."""
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        """What a derived class does in a step nobody knows, unless it says so itself."""
+        super().__init_subclass__(**named)
+        if "replayable" not in vars(cls):
+            cls.replayable = False
 
     def __new__(cls, *arguments: Any, **named: Any) -> Self:
         """A method that knows what it was made with, for :meth:`reset`."""
@@ -107,7 +120,11 @@ class Method:
 
     def loss(self, model: TaskModel, batch: Batch) -> Tensor:
         """What a step minimises: the mean cross-entropy, unless a method adds to it."""
-        return F.cross_entropy(model(batch.x, batch.task), batch.y)
+        return self.cross_entropy(model(batch.x, batch.task), batch.y)
+
+    def cross_entropy(self, logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        """The cross-entropy that is trained with: that of ``logits`` (n, classes), the labels ``y`` (n,) smoothed."""
+        return F.cross_entropy(logits, y, reduction=reduction, label_smoothing=self.label_smoothing)
 
     def adjust_gradients(self, model: TaskModel) -> None:
         """Called after every backward pass, before the optimizer sees the gradients."""

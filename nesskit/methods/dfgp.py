@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from nesskit.methods.gpm import GPM
 from nesskit.networks.task_model import TaskModel
@@ -75,7 +74,7 @@ class DFGP(GPM):
         shares, partners = mixing
         spread = shares.view(-1, *[1] * (batch.x.ndim - 1))
         logits = model(batch.x + spread * (batch.x[partners] - batch.x), batch.task)
-        own, other = (F.cross_entropy(logits, y, reduction="none") for y in (batch.y, batch.y[partners]))
+        own, other = (self.cross_entropy(logits, y, reduction="none") for y in (batch.y, batch.y[partners]))
         mixed = ((1 - shares) * own + shares * other).mean()
         return self.loss(model, batch) + self.settings.mixup_weight * mixed
 

@@ -40,6 +40,7 @@ class EWC(Method):
 
     name = "ewc"
     settings_type = EWCSettings
+    replayable = True
     settings: EWCSettings
 
     def __init__(self, settings: EWCSettings | None = None) -> None:

@@ -11,3 +11,4 @@ class Finetune(Method):
 
     name = "finetune"
     settings_type = FinetuneSettings
+    replayable = True

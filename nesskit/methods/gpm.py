@@ -28,6 +28,7 @@ class GPM(SubspaceMethod):
 
     name = "gpm"
     settings_type = GPMSettings
+    replayable = True
     settings: GPMSettings
 
     def __init__(self, settings: GPMSettings | None = None) -> None:

@@ -11,4 +11,5 @@ class Joint(Method):
 
     name = "joint"
     settings_type = JointSettings
+    replayable = True
     learns_together = True

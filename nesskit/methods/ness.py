@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,7 @@ class NESS(Method):
 
     name = "ness"
     settings_type = NESSSettings
+    replayable = True
     settings: NESSSettings
 
     def __init__(self, settings: NESSSettings | None = None) -> None:
@@ -220,7 +221,9 @@ class NESS(Method):
         return self.moments
 
     def _collect(self, model: TaskModel, inputs: Sequence[tuple[Tensor, Normalisation | None]]) -> dict[str, Moment]:
-        batches = (normalise(piece, n) for x, n in inputs for piece in pieces(x, BATCH, True))
+        size, across = self.settings.moment_batch_size, self.settings.moment_batches == "across-tasks"
+        parts = [inputs] if across else [[one] for one in inputs]
+        batches = (batch for part in parts for batch in end_to_end(part, size))
         augment = self.settings.bias == "augment"
         moments = collect_moments(model.backbone, batches, self.settings.layers or None, augment)
         for name, moment in moments.items():
@@ -297,6 +300,18 @@ def projection_pays(space: NullSpace) -> bool:
     layer; measured on every size of layer, the two take equally long at r = d/2 (speed/README.md).
     """
     return space.is_hard and 2 * space.rank > len(space.weights)
+
+
+def end_to_end(inputs: Sequence[tuple[Tensor, Normalisation | None]], size: int) -> Iterator[Tensor]:
+    """Normalised batches of ``size`` that run over all ``inputs`` as if they lay end to end; none is of one sample."""
+    for rows in pieces(torch.arange(sum(len(x) for x, _ in inputs)), size, True):
+        first, last, start, parts = int(rows[0]), int(rows[-1]), 0, []
+        for x, normalisation in inputs:
+            own = x[max(first - start, 0) : max(last + 1 - start, 0)]
+            start += len(x)
+            if len(own):
+                parts.append(normalise(own, normalisation))
+        yield parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @torch.no_grad()

@@ -20,3 +20,4 @@ class NESSBudget(NESS):
 
     name = "ness-budget"
     settings_type = NESSBudgetSettings
+    replayable = True

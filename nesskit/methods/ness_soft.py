@@ -19,3 +19,4 @@ class NESSSoft(NESS):
 
     name = "ness-soft"
     settings_type = NESSSoftSettings
+    replayable = True

@@ -36,6 +36,7 @@ class OWM(SubspaceMethod):
 
     name = "owm"
     settings_type = OWMSettings
+    replayable = True
     settings: OWMSettings
 
     def __init__(self, settings: OWMSettings | None = None) -> None:

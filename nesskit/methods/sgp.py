@@ -41,6 +41,7 @@ class SGP(GPM):
 
     name = "sgp"
     settings_type = SGPSettings
+    replayable = True
     settings: SGPSettings
 
     def __init__(self, settings: SGPSettings | None = None) -> None:

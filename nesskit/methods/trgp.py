@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from nesskit.adaptation.capture import evaluating
 from nesskit.methods.gpm import GPM
@@ -49,6 +48,7 @@ class TRGP(GPM):
 
     name = "trgp"
     settings_type = TRGPSettings
+    replayable = True
     settings: TRGPSettings
 
     def __init__(self, settings: TRGPSettings | None = None) -> None:
@@ -71,7 +71,7 @@ class TRGP(GPM):
 
     def loss(self, model: TaskModel, batch: Batch) -> Tensor:
         """The mean cross-entropy of what the model computes with the scaled weights."""
-        return F.cross_entropy(self._forward(model, batch.x, batch.task), batch.y)
+        return self.cross_entropy(self._forward(model, batch.x, batch.task), batch.y)
 
     def predict(self, model: TaskModel, x: Tensor, task: int) -> Tensor:
         """Logits (n, classes) with the task's own scale matrices, which the model has once the task is learned."""
@@ -158,7 +158,7 @@ class TRGP(GPM):
         if not weights:
             return {}
         with evaluating(model):
-            loss = F.cross_entropy(model(batch.x, batch.task), batch.y)
+            loss = self.cross_entropy(model(batch.x, batch.task), batch.y)
             return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
 
     def _attach(self, model: TaskModel) -> None:

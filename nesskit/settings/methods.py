@@ -24,6 +24,10 @@ class NESSSettings(MethodSettings):
     """Which directions are free, as name:value, for example frobenius:0.03 or nuclear:0.001."""
     memory: Literal["moments", "data"] = "moments"
     """moments: one d × d matrix a layer, no old data kept; data: keep old data, recompute with today's weights."""
+    moment_batch_size: int = 256
+    """Samples per batch when layer inputs are looked at; matters where BatchNorm uses batch statistics."""
+    moment_batches: Literal["of-one-task", "across-tasks"] = "of-one-task"
+    """Whether such a batch may begin in one task and end in the next, as in the authors' code, where both are kept."""
     coefficient_decay: float | None = None
     """Weight decay on V, the paper's soft form of Eq. 8; None: the weight_decay of the training."""
     stability: float | None = None
@@ -37,6 +41,7 @@ class NESSSettings(MethodSettings):
         check_types(self)
         if not isinstance(self.filter, Filter):
             raise SettingsError(f"filter must be a filter such as FrobeniusThreshold(0.03), got {self.filter!r}")
+        require(self, "moment_batch_size", self.moment_batch_size >= 1, "at least 1")
         decay, stability = self.coefficient_decay, self.stability
         require(self, "coefficient_decay", decay is None or decay >= 0, "at least 0")
         require(self, "stability", stability is None or stability > 0, "above 0")

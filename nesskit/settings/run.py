@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nesskit import userfiles
 from nesskit.errors import SettingsError, UserFileError
@@ -31,15 +31,18 @@ class RunSettings:
     training: TrainingSettings
     options: MethodSettings
     tasks: int | None = None
+    split: Literal["nesskit", "authors"] = "nesskit"
 
     def __post_init__(self) -> None:
         check_types(self)
         require(self, "seed", self.seed >= 0, "at least 0")
         require(self, "tasks", self.tasks is None or self.tasks >= 1, "at least 1")
         require(self, "validation_share", 0 <= self.validation_share < 1, "in [0, 1)")
-        if self.training.lr_patience and not self.validation_share:
+        watching = self.training.needs_validation
+        if watching and not self.validation_share:
+            default = getattr(TrainingSettings(), watching)
             raise SettingsError(
-                "lr_patience watches the validation loss: set validation_share above 0, or lr_patience to 0"
+                f"{watching} watches the validation data: set validation_share above 0, or {watching} to {default}"
             )
 
     def to_dict(self) -> dict[str, Any]:

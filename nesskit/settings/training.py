@@ -24,16 +24,26 @@ class TrainingSettings:
     """Momentum of sgd and of sgd inside sam; adam ignores it."""
     weight_decay: float = 0.0
     """λ: pulls weights to zero in task 1, afterwards the coefficients V and the head."""
+    lr_plan: Literal["patience", "cosine"] = "patience"
+    """patience: it falls when the validation loss does not; cosine: from lr to lr_minimum over all epochs of a task."""
     lr_factor: float = 0.5
     """The learning rate is multiplied by this when the validation loss has not improved for lr_patience epochs."""
     lr_patience: int = 0
     """Epochs without a lower validation loss before the learning rate falls; 0: it never falls."""
     lr_minimum: float = 0.0
-    """A task ends early when the learning rate would fall under this."""
+    """A task ends early when the learning rate would fall under this; a cosine ends here with the last epoch."""
+    label_smoothing: float = 0.0
+    """The share of each label that is spread over all classes of its task, in training only."""
+    ema_decay: float = 0.0
+    """β of w̄ ← β w̄ + (1 - β) w after every step, the average that is validated and kept; 0: the weights themselves."""
+    kept_weights: Literal["lowest-loss", "highest-accuracy", "last"] = "lowest-loss"
+    """Which weights a task is left with: those of an epoch, judged on validation data if there is any, or the last."""
     sam_rho: float = 0.05
     """Radius of the neighbourhood that sam looks at."""
     sam_tasks: Literal["all", "first"] = "all"
     """Tasks that sam trains; with first, the later ones take plain sgd steps (as the authors' code does)."""
+    evaluation_order: Literal["fixed", "reshuffled"] = "fixed"
+    """Whether the batches of an evaluation are always the same or drawn anew each time; matters as their size does."""
     evaluation_batch_size: int = 256
     """Samples per batch of an evaluation; matters for accuracies where BatchNorm uses batch statistics."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -50,7 +60,18 @@ class TrainingSettings:
         require(self, "lr_factor", 0 < self.lr_factor < 1, "between 0 and 1")
         require(self, "lr_patience", self.lr_patience >= 0, "at least 0")
         require(self, "lr_minimum", self.lr_minimum >= 0, "at least 0")
+        if self.lr_plan == "cosine":
+            require(self, "lr_minimum", self.lr_minimum <= self.lr, f"at most lr = {self.lr:g}, where a cosine begins")
+        require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        require(self, "ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
         require(self, "sam_rho", self.sam_rho > 0, "above 0")
+
+    @property
+    def needs_validation(self) -> str:
+        """The name of the setting that cannot do without validation data; empty if none is of that kind."""
+        if self.lr_plan == "patience" and self.lr_patience:
+            return "lr_patience"
+        return "kept_weights" if self.kept_weights == "highest-accuracy" else ""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nesskit.streams.base import Examples, Normalisation, Task, normalise
+from nesskit.streams.base import Examples, Normalisation, Task, channels_of, normalise
 
 
 class Batch(NamedTuple):
@@ -43,13 +43,18 @@ class TaskData:
         self.train, self.valid, self.test = (
             Examples(part.x.to(device), part.y.to(device)) for part in (task.train, task.valid, task.test)
         )
+        self._channels = channels_of(task.normalisation, self.train.x)
 
     def batch(self, examples: Examples, rows: Tensor | slice) -> Batch:
         """The batch of these rows of ``examples``."""
-        return Batch(normalise(examples.x[rows], self.normalisation), examples.y[rows], self.index)
+        return Batch(normalise(examples.x[rows], self._channels), examples.y[rows], self.index)
 
-    def batches(self, examples: Examples, size: int) -> Iterator[Batch]:
-        """All of ``examples`` in their own order, ``size`` at a time."""
+    def batches(self, examples: Examples, size: int, order: Tensor | None = None) -> Iterator[Batch]:
+        """All of ``examples``, ``size`` at a time, in their own order or in ``order``, a permutation of their rows."""
+        if order is not None:
+            for rows in pieces(order.to(examples.y.device), size, self.company):
+                yield self.batch(examples, rows)
+            return
         start = 0
         for part in pieces(examples.y, size, self.company):
             if len(part):

@@ -7,7 +7,8 @@ task, at random within a task, and the tasks are slices of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ class DataSet(NamedTuple):
     normalisation: Normalisation
 
 
-def split_cifar100(seed: int, validation_share: float = 0.05) -> TaskStream:
+def split_cifar100(seed: int, validation_share: float = 0.05, split: str = "nesskit") -> TaskStream:
     """Ten tasks of ten classes of CIFAR-100 in label order: 0 to 9, 10 to 19, … 90 to 99; x (n, 3, 32, 32).
 
     Per task 5000 images to train and validate (4750 and 250 at a share of 5 %), 1000 to test.
@@ -55,10 +56,11 @@ def split_cifar100(seed: int, validation_share: float = 0.05) -> TaskStream:
     groups = [list(range(first, first + 10)) for first in range(0, 100, 10)]
     data = DataSet("CIFAR-100", train, test, classes, _cifar_normalisation())
     names = [f"classes {group[0]} to {group[-1]}" for group in groups]
-    return TaskStream("split-cifar100", _split_by_class(data, groups, names, seed, validation_share), _checksums(files))
+    tasks = _split_by_class(data, groups, names, seed, validation_share, split)
+    return TaskStream("split-cifar100", tasks, _checksums(files))
 
 
-def split_miniimagenet(seed: int, validation_share: float = 0.05) -> TaskStream:
+def split_miniimagenet(seed: int, validation_share: float = 0.05, split: str = "nesskit") -> TaskStream:
     """Twenty tasks of five classes of MiniImageNet, the classes permuted by the seed; x (n, 3, 84, 84).
 
     Per task 2500 images to train and validate (2375 and 125 at a share of 5 %), 500 to test. The permutation is numpy's
@@ -75,12 +77,11 @@ def split_miniimagenet(seed: int, validation_share: float = 0.05) -> TaskStream:
     normalisation = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     data = DataSet("MiniImageNet", train, test, classes, normalisation)
     names = [f"classes {', '.join(map(str, group))}" for group in groups]
-    return TaskStream(
-        "split-miniimagenet", _split_by_class(data, groups, names, seed, validation_share), _checksums(files)
-    )
+    tasks = _split_by_class(data, groups, names, seed, validation_share, split)
+    return TaskStream("split-miniimagenet", tasks, _checksums(files))
 
 
-def five_datasets(seed: int, validation_share: float = 0.05) -> TaskStream:
+def five_datasets(seed: int, validation_share: float = 0.05, split: str = "nesskit") -> TaskStream:
     """CIFAR-10, MNIST, SVHN, Fashion-MNIST and notMNIST, ten classes each, in this order.
 
     Colour images are x (n, 3, 32, 32). Grey ones stay x (n, 1, 32, 32) in memory, 28 × 28 pixels with a black border of
@@ -93,7 +94,7 @@ def five_datasets(seed: int, validation_share: float = 0.05) -> TaskStream:
     tasks: list[Task] = []
     for read in (_cifar10, _mnist, _svhn, _fashion_mnist, _notmnist):
         data = read(files)  # read one after the other, so that one raw copy at a time is in memory
-        tasks += _split_by_class(data, [list(range(10))], [data.name], seed, validation_share)
+        tasks += _split_by_class(data, [list(range(10))], [data.name], seed, validation_share, split)
     return TaskStream("five-datasets", tuple(tasks), _checksums(files))
 
 
@@ -145,11 +146,15 @@ def _checksums(files: Files) -> dict[str, str]:
 
 
 def _split_by_class(
-    data: DataSet, groups: Sequence[Sequence[int]], names: Sequence[str], seed: int, validation_share: float
+    data: DataSet, groups: Sequence[Sequence[int]], names: Sequence[str], seed: int, validation_share: float, split: str
 ) -> tuple[Task, ...]:
     """One task for each group of labels; label ``group[k]`` becomes k within its task."""
-    train_parts = _arranged(data, "train", data.train, groups, seed)
-    test_parts = _arranged(data, "test", data.test, groups, seed)
+    ours = partial(_shuffled, seed=derive_seed(seed, "samples", data.name, "train"))
+    theirs = partial(_as_the_authors, seed=seed, share=validation_share)
+    train_parts = _arranged(data, "train", data.train, groups, theirs if split == "authors" else ours)
+    # In random order even where the files are not: a batch of test images must be a fair sample.
+    shuffled = partial(_shuffled, seed=derive_seed(seed, "samples", data.name, "test"))
+    test_parts = _arranged(data, "test", data.test, groups, shuffled)
     tasks = []
     for group, name, examples, test in zip(groups, names, train_parts, test_parts, strict=True):
         train, valid = split_validation(examples, validation_share)
@@ -159,9 +164,12 @@ def _split_by_class(
 
 
 def _arranged(
-    data: DataSet, part: str, examples: Examples, groups: Sequence[Sequence[int]], seed: int
+    data: DataSet, part: str, examples: Examples, groups: Sequence[Sequence[int]], order_by: Callable[[Tensor], Tensor]
 ) -> list[Examples]:
-    """The examples of each group, in random order, as slices of one tensor that holds all of them."""
+    """The examples of each group as slices of one tensor that holds all of them.
+
+    ``order_by`` says in which order: from the group of each example to the indices of all, group by group.
+    """
     order_of_labels = torch.tensor([label for group in groups for label in group])
     counts = torch.bincount(examples.y, minlength=len(data.classes))
     absent = [data.classes[label] for label in order_of_labels.tolist() if not counts[label]]
@@ -172,16 +180,30 @@ def _arranged(
     group_of[order_of_labels] = torch.tensor([index for index, group in enumerate(groups) for _ in group])
     label_within[order_of_labels] = torch.tensor([index for group in groups for index in range(len(group))])
 
-    order = _by_group(group_of[examples.y], derive_seed(seed, "samples", data.name, part))
+    order = order_by(group_of[examples.y])
     sizes = torch.bincount(group_of[examples.y]).tolist()
     x, y = _rearranged(examples.x, order), label_within[examples.y[order]]
     return [Examples(*slices) for slices in zip(x.split(sizes), y.split(sizes), strict=True)]
 
 
-def _by_group(group: Tensor, seed: int) -> Tensor:
+def _shuffled(group: Tensor, seed: int) -> Tensor:
     """The indices of all samples, group by group, shuffled within each."""
     shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(len(group)))
     return shuffled[torch.sort(group[shuffled], stable=True).indices]
+
+
+def _as_the_authors(group: Tensor, seed: int, share: float) -> Tensor:
+    """The indices of all samples, group by group, each so that its last ``share`` are the authors' validation samples.
+
+    Their code (that of GPM and HAT before it) takes a task's samples in the order of the files, draws a permutation by
+    ``sklearn.utils.shuffle(…, random_state=seed)``, which is numpy's legacy one, and validates on its first part.
+    """
+    in_file_order = torch.sort(group, stable=True).indices
+    parts = []
+    for part in in_file_order.split(torch.bincount(group).tolist()):
+        drawn = torch.from_numpy(np.random.RandomState(seed).permutation(len(part)))
+        parts.append(part[drawn.roll(-int(share * len(part)))])
+    return torch.cat(parts)
 
 
 def _rearranged(x: Tensor, order: Tensor) -> Tensor:

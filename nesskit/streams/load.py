@@ -9,23 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from nesskit import userfiles
 from nesskit.errors import DataError, UnknownNameError, UserFileError
-from nesskit.streams.names import LOADERS
+from nesskit.streams.names import LOADERS, SPLITS, WITH_AUTHORS_SPLIT
 
 if TYPE_CHECKING:
     from nesskit.streams.base import TaskStream
 
 
-def load_stream(name: str, seed: int = 0, validation_share: float = 0.0) -> TaskStream:
+def load_stream(name: str, seed: int = 0, validation_share: float = 0.0, split: str = "nesskit") -> TaskStream:
     """The stream called ``name``, or what a user's own function makes, ``path.py:function``.
 
     Args:
         name: one of ``LOADERS``, or a function of (seed, validation_share) that returns a TaskStream.
         seed: determines splits, pixel permutations and class orders.
         validation_share: the share of the training examples of each task that is set aside as ``task.valid``.
+        split: which examples these are: ``nesskit`` draws them with a seed of each data set's own; ``authors`` takes
+            those that the code of NESS takes for the same seed, on the benchmarks of the paper.
 
     Raises:
-        UnknownNameError: no stream of that name; says which is nearest.
-        DataError: the data is missing or damaged, or the share is not in [0, 1).
+        UnknownNameError: no stream, or no split, of that name; says which is nearest.
+        DataError: the data is missing or damaged, the share is not in [0, 1), or the authors never split that stream.
         UserFileError: the user's file is missing, fails to import or holds no such function.
     """
     if not isinstance(name, str):
@@ -37,10 +39,15 @@ def load_stream(name: str, seed: int = 0, validation_share: float = 0.0) -> Task
         raise UnknownNameError("stream", name, LOADERS)
     if not 0 <= validation_share < 1:
         raise DataError(f"validation_share must lie in [0, 1), got {validation_share}")
+    if split not in SPLITS:
+        raise UnknownNameError("split", str(split), SPLITS)
+    if split == "authors" and name not in WITH_AUTHORS_SPLIT:
+        raise DataError(f"the authors' split is one of {', '.join(WITH_AUTHORS_SPLIT)}; {name} has split nesskit alone")
     if reference:
         return _own_stream(reference, seed, validation_share)
     module, function = LOADERS[name].split(":")
-    stream: TaskStream = getattr(importlib.import_module(module), function)(seed, validation_share)
+    further = (split,) if name in WITH_AUTHORS_SPLIT else ()
+    stream: TaskStream = getattr(importlib.import_module(module), function)(seed, validation_share, *further)
     return stream
 
 

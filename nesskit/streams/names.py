@@ -11,3 +11,8 @@ LOADERS = {
     "five-datasets": "nesskit.streams.images:five_datasets",
     "split-miniimagenet": "nesskit.streams.images:split_miniimagenet",
 }
+
+# How a task's examples are told apart into training and validation: ours, or as the authors' code draws them.
+SPLITS = ("nesskit", "authors")
+# Whose loaders know the authors' split: each takes (seed, validation_share, split).
+WITH_AUTHORS_SPLIT = ("split-cifar100", "five-datasets", "split-miniimagenet")

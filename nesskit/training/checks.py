@@ -39,7 +39,7 @@ def check_run(model: TaskModel, stream: TaskStream, method: Method, settings: Tr
 
     Raises:
         TrainingError: it has too few heads, does not take a task's inputs, or answers with other numbers of logits; or
-            the learning rate waits for a validation loss that there is none of.
+            a setting watches validation data that there is none of.
         AdaptationError, SpectrumError: it is still adapted, or is none for the method.
     """
     if not isinstance(model, TaskModel) or len(model.heads) < len(stream):
@@ -47,8 +47,9 @@ def check_run(model: TaskModel, stream: TaskStream, method: Method, settings: Tr
             f"fit needs a TaskModel(backbone, features, class_counts) with a head for each of the {len(stream)} tasks, "
             f"got {type(model).__name__}"
         )
-    if settings.lr_patience and not all(len(task.valid.y) for task in stream):
-        raise TrainingError("lr_patience watches the validation loss, but a task has no validation examples")
+    watching = settings.needs_validation
+    if watching and not all(len(task.valid.y) for task in stream):
+        raise TrainingError(f"{watching} watches the validation data, but a task has no validation examples")
     _refuse_adapted(model)
     _try(model, stream)
     method.check(model)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from nesskit.errors import RunFolderError, SettingsError
+from nesskit.errors import RunFolderError, SettingsError, TrainingError
 from nesskit.methods import Method, make_method
 from nesskit.networks.checksums import network_checksum, weights_checksum
 from nesskit.networks.task_model import TaskModel
@@ -210,6 +210,18 @@ def _drive(
     return run
 
 
+def _events(trainer: Trainer) -> Iterator[Event]:
+    """The trainer's events; a GPU that is too small is told from a mistake."""
+    try:
+        yield from trainer.events()
+    except torch.OutOfMemoryError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise TrainingError(
+            f"the memory of {trainer.device} is too small for this run, or others use it ({reason}). What is saved is "
+            "kept: the same command goes on once there is more, with fewer runs beside each other or with --device cpu"
+        ) from error
+
+
 def _advance(trainer: Trainer, folder: RunFolder | None, tell: Listener, limits: Limits) -> str:
     """Train until the end or a limit; why it stopped before the end, or an empty string."""
     started = time.monotonic()
@@ -217,7 +229,7 @@ def _advance(trainer: Trainer, folder: RunFolder | None, tell: Listener, limits:
         folder.stop_requested()  # one that came too late for the run before is not meant for this one
     if limits.tasks is not None and trainer.run.tasks_done >= limits.tasks and trainer.tasks_left:
         return limits.enough_tasks()
-    for event in trainer.events():
+    for event in _events(trainer):
         reason = limits.reached_by(event, time.monotonic() - started)
         if folder is not None and isinstance(event, EpochFinished) and folder.stop_requested():
             reason = "stopped on request"

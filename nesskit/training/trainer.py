@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +23,12 @@ from nesskit.runs.record import EpochRecord, Run
 from nesskit.seeds import derive_seed
 from nesskit.settings import TrainingSettings
 from nesskit.streams.base import Examples, TaskStream
-from nesskit.streams.batches import TaskData, pieces
+from nesskit.streams.batches import Batch, TaskData, pieces
+from nesskit.training.averaging import WeightAverage
+from nesskit.training.graphs import make_steps
 from nesskit.training.optim import make_optimizer
 from nesskit.training.schedule import Schedule
+from nesskit.training.steps import Steps
 
 
 @dataclass
@@ -35,8 +37,9 @@ class Stage:
 
     schedule: Schedule
     epochs_done: int = 0
-    best_weights: dict[str, Tensor] | None = None  # of the lowest validation loss; None without validation data
-    optimizer_state: dict[str, Any] | None = None  # set when the stage is resumed, until the optimizer takes it
+    best_score: float = -math.inf
+    best_weights: dict[str, Tensor] | None = None  # those with the best score; None where nothing is scored
+    resumed: dict[str, Any] | None = None  # what the optimizer and the average of the weights go on from
 
 
 class Trainer:
@@ -61,11 +64,13 @@ class Trainer:
         model.scaled.clear()  # what an earlier run let single tasks use is none of this one's
         method.reset()  # also where a method's own begin_run does not
         method.begin_run(settings)
+        method.label_smoothing = settings.label_smoothing
         every = range(len(stream))
         self.stages = [tuple(every)] if method.learns_together else [(task,) for task in every]
         self.stages_done = 0
         self.stage: Stage | None = None
         self.optimizer: torch.optim.Optimizer | None = None
+        self.average: WeightAverage | None = None
         self.left = False
 
     def leave(self) -> None:
@@ -96,18 +101,23 @@ class Trainer:
         yield TaskStarted(last, self.stream[last].name, self.settings.epochs)
 
         self.optimizer = self._optimizer(tasks, self.stage)
+        self.average = self._average(self.optimizer, self.stage)
+        self.stage.resumed = None
+        steps = make_steps(self._step, self.method.replayable, self.optimizer, self.device)
         while self.stage.epochs_done < self.settings.epochs and not self.stage.schedule.over:
-            yield self._epoch(data, self.stage)
+            yield self._epoch(data, self.stage, steps)
 
         if self.stage.best_weights is not None:
             self.model.load_state_dict(self.stage.best_weights, strict=False)
+        elif self.average is not None:
+            self.average.keep()
         self.model.zero_grad()  # or frozen weights and earlier heads would keep their last gradient, as large as they
         with self._noise("end task", last):
             for task_data in data:
                 self.run.profiles.extend(self.method.end_task(self.model, task_data))
         row = self._evaluate_row(last)
         self.run.memory = self.method.memory_report()
-        self.stage, self.optimizer = None, None
+        self.stage, self.optimizer, self.average = None, None, None
         self.stages_done += 1
         yield TaskFinished(last, self.stream[last].name, tuple(row), time.perf_counter() - started)
 
@@ -124,22 +134,32 @@ class Trainer:
                 f"task {tasks[-1] + 1} can learn nothing: all that method '{self.method.name}' would train is frozen"
             )
         optimizer = make_optimizer(self.settings, groups, self.stages_done)
-        if stage.optimizer_state is not None:
-            optimizer.load_state_dict(stage.optimizer_state)
-            stage.optimizer_state = None
+        if stage.resumed is not None:
+            optimizer.load_state_dict(stage.resumed["optimizer"])
         return optimizer
 
-    def _epoch(self, data: Sequence[TaskData], stage: Stage) -> EpochFinished:
+    def _average(self, optimizer: torch.optim.Optimizer, stage: Stage) -> WeightAverage | None:
+        """The average of what learns, from the stage's beginning on or as a resumed stage had it; None if not asked."""
+        if not self.settings.ema_decay:
+            return None
+        learning = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        average = WeightAverage(learning, self.settings.ema_decay)
+        if stage.resumed is not None:
+            average.load(stage.resumed["averages"])
+        return average
+
+    def _epoch(self, data: Sequence[TaskData], stage: Stage, steps: Steps) -> EpochFinished:
         started = time.perf_counter()
-        lr, epoch, task = stage.schedule.lr, stage.epochs_done, data[-1].index
-        train_loss = self._train_epoch(data, stage)
+        epoch, task = stage.epochs_done, data[-1].index
+        lr = stage.schedule.rate(epoch, self.settings)
+        train_loss = self._train_epoch(data, stage, steps, lr)
         self.method.end_epoch(self.model)
         stage.epochs_done += 1
         valid_loss = valid_accuracy = None
         if any(len(d.valid.y) for d in data):
-            valid_loss, valid_accuracy = self._validate(data, epoch)
-            if stage.schedule.improves(valid_loss):
-                stage.best_weights = _changing_tensors(self.model)
+            with contextlib.nullcontext() if self.average is None else self.average.in_place():
+                valid_loss, valid_accuracy = self._validate(data, epoch)
+                self._keep_if_best(stage, valid_loss, valid_accuracy)
             stage.schedule = stage.schedule.after(valid_loss, self.settings)
         seconds = time.perf_counter() - started
         self.run.seconds += seconds
@@ -148,29 +168,37 @@ class Trainer:
             task, epoch, self.settings.epochs, train_loss, valid_loss, valid_accuracy, lr, round(seconds, 3)
         )
 
-    def _train_epoch(self, data: Sequence[TaskData], stage: Stage) -> float:
+    def _keep_if_best(self, stage: Stage, valid_loss: float, valid_accuracy: float) -> None:
+        """Keep the present weights if they are judged better than any before; equal is not better."""
+        score = {"lowest-loss": -valid_loss, "highest-accuracy": valid_accuracy}.get(self.settings.kept_weights)
+        if score is not None and score > stage.best_score:
+            stage.best_score, stage.best_weights = score, _changing_tensors(self.model)
+
+    def _train_epoch(self, data: Sequence[TaskData], stage: Stage, steps: Steps, lr: float) -> float:
         """One pass over the training examples in random order; the mean loss."""
-        assert self.optimizer is not None
-        for group in self.optimizer.param_groups:
-            group["lr"] = stage.schedule.lr
         place = (self.stages_done, stage.epochs_done)
         shuffle = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", *place))
         self.method.train_mode(self.model)
         _keep_frozen_statistics(self.model)
-        total = torch.zeros((), device=self.device)
-        # Entered anew for every step: autocast keeps its half-precision copies of the weights until it is left.
-        autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16)
-        precision = autocast if self.settings.precision == "bfloat16" else contextlib.nullcontext
+        steps.begin_epoch(lr)
         with self._noise("noise", *place):  # dropout and whatever else a model or method draws
             for task_data, rows in _shuffled(data, self.settings.batch_size, shuffle):
-                batch = task_data.batch(task_data.train, rows.to(self.device))
-                with precision():
-                    loss = self.method.step(self.model, batch, self.optimizer)
-                total += loss * len(rows)
-        mean = float(total) / sum(len(d.train.y) for d in data)
+                steps.take(task_data, rows)
+        mean = float(steps.total) / sum(len(d.train.y) for d in data)
         if not math.isfinite(mean):
             raise TrainingError(self._diverged(data[-1].index, stage.epochs_done))
         return mean
+
+    def _step(self, batch: Batch) -> Tensor:
+        """One training step on ``batch``; its mean loss."""
+        assert self.optimizer is not None
+        # Entered anew for every step: autocast keeps its half-precision copies of the weights until it is left.
+        half = self.settings.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext():
+            loss = self.method.step(self.model, batch, self.optimizer)
+        if self.average is not None:
+            self.average.update()
+        return loss
 
     @contextlib.contextmanager
     def _noise(self, *purpose: int | str) -> Iterator[None]:
@@ -181,7 +209,8 @@ class Trainer:
 
     def _validate(self, data: Sequence[TaskData], epoch: int) -> tuple[float, float]:
         """Mean loss and accuracy (percent) over the validation examples of the stage."""
-        results = [(len(d.valid.y), *self._evaluate(d, d.valid)) for d in data if len(d.valid.y)]
+        place = ("validation", self.stages_done, epoch)
+        results = [(len(d.valid.y), *self._evaluate(d, d.valid, *place)) for d in data if len(d.valid.y)]
         count = sum(n for n, _, _ in results)
         loss = sum(n * loss for n, loss, _ in results) / count
         if not math.isfinite(loss):
@@ -193,23 +222,31 @@ class Trainer:
         started = time.perf_counter()
         for task in range(last + 1):
             data = self._data(task)
-            self.run.accuracy[last, task] = self._evaluate(data, data.test)[1]
+            self.run.accuracy[last, task] = self._evaluate(data, data.test, "test", last)[1]
             if len(data.valid.y):
-                self.run.valid_accuracy[last, task] = self._evaluate(data, data.valid)[1]
+                self.run.valid_accuracy[last, task] = self._evaluate(data, data.valid, "valid", last)[1]
         self.run.seconds += time.perf_counter() - started
         return self.run.accuracy[last, : last + 1].tolist()
 
     @torch.no_grad()
-    def _evaluate(self, data: TaskData, examples: Examples) -> tuple[float, float]:
-        """Mean loss and accuracy in percent, in fixed batches: the same examples always share a batch."""
+    def _evaluate(self, data: TaskData, examples: Examples, *purpose: int | str) -> tuple[float, float]:
+        """Mean loss and accuracy in percent.
+
+        In fixed batches the same examples always share one; reshuffled, ``purpose`` and the task draw them.
+        """
         self.model.eval()
+        order = None
+        if self.settings.evaluation_order == "reshuffled":
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "evaluation", *purpose, data.index))
+            order = torch.randperm(len(examples.y), generator=generator)
         loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for batch in data.batches(examples, self.settings.evaluation_batch_size):
+        for batch in data.batches(examples, self.settings.evaluation_batch_size, order):
             logits = self.method.predict(self.model, batch.x, batch.task)
             loss += F.cross_entropy(logits, batch.y, reduction="sum")
             correct += (logits.argmax(dim=1) == batch.y).sum()
-        return float(loss) / len(examples.y), 100 * float(correct) / len(examples.y)
+        both = torch.stack([loss, correct.to(loss.dtype)]).tolist()  # once: a GPU is waited for
+        return both[0] / len(examples.y), 100 * both[1] / len(examples.y)
 
     def _diverged(self, task: int, epoch: int) -> str:
         broken = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
@@ -226,8 +263,10 @@ class Trainer:
             stage = {
                 "schedule": asdict(self.stage.schedule),
                 "epochs_done": self.stage.epochs_done,
+                "best_score": self.stage.best_score,
                 "best_weights": self.stage.best_weights,
                 "optimizer": self.optimizer.state_dict(),
+                "averages": self.average and self.average.averages,
             }
         return {
             "stages_done": self.stages_done,
@@ -253,18 +292,20 @@ class Trainer:
             saved = state["stage"]
             best = saved["best_weights"]
             best = best and {name: tensor.to(self.device) for name, tensor in best.items()}
-            self.stage = Stage(Schedule(**saved["schedule"]), saved["epochs_done"], best, saved["optimizer"])
+            schedule = Schedule(**saved["schedule"])
+            score = saved.get("best_score", -schedule.best_loss)  # what checkpoints of older versions go by
+            self.stage = Stage(schedule, saved["epochs_done"], score, best, saved)
 
 
 def _shuffled(
     data: Sequence[TaskData], batch_size: int, generator: torch.Generator
 ) -> Iterator[tuple[TaskData, Tensor]]:
-    """All training examples once, in batches of one task each, in random order."""
-    batches = [
-        (task_data, rows)
-        for task_data in data
-        for rows in pieces(torch.randperm(len(task_data.train.y), generator=generator), batch_size, task_data.company)
-    ]
+    """All training examples once, in batches of one task each, in random order: the task and the rows of each batch."""
+    batches = []
+    for task_data in data:
+        order = torch.randperm(len(task_data.train.y), generator=generator)
+        rows = pieces(order.to(task_data.train.y.device), batch_size, task_data.company)
+        batches += [(task_data, part) for part in rows]
     if len(data) == 1:
         yield from batches
         return
