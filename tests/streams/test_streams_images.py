@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import sklearn.utils
 import torch
 from archives import CIFAR10_NAMES, CIFAR100_NAMES, files_of, number_of, tar_gz, write_mirror
 
-from nesskit.errors import DataError
+from nesskit.errors import DataError, UnknownNameError
 from nesskit.streams import fetch_stream, load_stream
 from nesskit.streams.base import Examples, split_validation
 
@@ -204,3 +205,30 @@ def test_real_cifar100(real_mirror, monkeypatch):
     sample = torch.cat([task.normalise(task.train.x[:300]) for task in stream])
     assert sample.mean().abs() < 0.1
     assert 0.9 < sample.std() < 1.2
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("seed", [1, 37])
+def test_the_authors_split(mirrors, monkeypatch, stream, seed):
+    """Against sklearn.utils.shuffle over a task's images in the order of the files, the first share to validate."""
+    monkeypatch.setenv("NESSKIT_MIRROR", str(mirrors[stream]))
+    share = 0.3
+    theirs = load_stream(stream, seed, share, split="authors")
+    for task, ours in zip(theirs, load_stream(stream, seed, share), strict=True):
+        if task.name in ("CIFAR-10", "notMNIST"):
+            continue  # not numbered, or batch by batch
+        border = 2 if task.train.x.shape[1] == 1 else 0
+        numbers = [number_of(part.x[:, :, border:, border:]) for part in parts_of(task)]
+        in_file_order = torch.cat(numbers[:2]).sort().values
+        drawn = sklearn.utils.shuffle(np.arange(len(in_file_order)), random_state=seed)
+        count = int(share * len(drawn))
+        assert torch.equal(numbers[1], in_file_order[drawn[:count]])
+        assert torch.equal(numbers[0], in_file_order[drawn[count:]])
+        assert torch.equal(task.test.x, ours.test.x)
+
+
+def test_only_the_papers_benchmarks_have_the_authors_split():
+    with pytest.raises(DataError, match=r"split is one of split-cifar100, .*; split-digits has split nesskit alone"):
+        load_stream("split-digits", split="authors")
+    with pytest.raises(UnknownNameError, match="unknown split 'author'"):
+        load_stream("split-cifar100", split="author")
