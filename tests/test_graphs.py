@@ -102,7 +102,7 @@ def assert_equal(one, two):
 @pytest.mark.parametrize("settings", [{}, {"optimizer": "sam", "weight_decay": 1e-3}], ids=["sgd", "sam and decay"])
 def test_what_a_method_calls_replayable_is(monkeypatch, name, settings):
     """Its recorded step does on every other batch, also a smaller last one, what the step itself does."""
-    tasks = stream(2, count=44)  # two batches of 16 and one of 12
+    tasks = stream(2, count=92)  # five batches of 16 and one of 12
     one, two = (
         learn(monkeypatch, taped, model(2), tasks, make_method(name), training(epochs=9, **settings))
         for taped in (False, True)
@@ -122,7 +122,7 @@ def test_what_a_method_calls_replayable_is(monkeypatch, name, settings):
 )
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, None])
 def test_so_it_is_with_every_setting_of_the_training(monkeypatch, changes, norm):
-    tasks = stream(2, count=44, valid=12)
+    tasks = stream(2, count=92, valid=12)
     learned = model(2, norm=norm)
     learned.backbone.append(nn.Dropout(0.3))
     one, two = (
@@ -142,7 +142,7 @@ def test_the_tape_finds_a_step_that_counts_in_python(monkeypatch):
             self.steps += 1
             return super().loss(model, batch) / self.steps
 
-    tasks = stream(1, count=48)
+    tasks = stream(1, count=80)
     one, two = (learn(monkeypatch, taped, model(1), tasks, Counting(), training(epochs=9)) for taped in (False, True))
     assert one[0].history != two[0].history
 
@@ -156,7 +156,7 @@ def test_the_tape_finds_a_step_that_looks_at_a_number(monkeypatch):
             return loss if float(loss.detach()) > 1 else loss / 2
 
     with pytest.raises(TrainingError, match="looked at"):
-        learn(monkeypatch, True, model(1), stream(1), Looking(), training())
+        learn(monkeypatch, True, model(1), stream(1, count=80), Looking(), training())
 
 
 def test_a_class_says_for_itself_whether_its_steps_can_be_replayed():
