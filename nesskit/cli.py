@@ -306,7 +306,7 @@ def table(benchmark: tyro.conf.Positional[str], markdown: bool = False, results:
 
 
 def record(runs: tyro.conf.Positional[list[Path]], results: Path | None = None) -> None:
-    """Keep runs among the recorded results: small JSON with settings, environment and checksums of the data.
+    """Keep runs among the recorded results: small JSON with settings, environment and checksums; layer profiles beside.
 
     Args:
         runs: run folders (those that hold a record.json).

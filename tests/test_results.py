@@ -1,6 +1,7 @@
 """Recorded runs and the table that puts them beside the published figures."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from nesskit.errors import NesskitError, RunFolderError
 from nesskit.experiments.benchmarks import BENCHMARKS
 from nesskit.report.results_table import published, result_table
 from nesskit.runs.record import EpochRecord, Run
-from nesskit.runs.results import check_record, load_results, record_run, results_folder
+from nesskit.runs.results import check_record, load_result, load_results, record_run, results_folder
+from nesskit.spectra.profile import LayerProfile
 
 ENVIRONMENT = {"torch": "2.13.0", "device": "cuda (some GPU)", "threads": 2, "commit": "0123456789ab"}
 
@@ -94,15 +96,52 @@ def test_a_recorded_run_comes_back_as_it_was(tmp_path):
     np.testing.assert_allclose([e.valid_loss for e in loaded.history], [e.valid_loss for e in made.history], rtol=1e-3)
 
 
+def test_layer_profiles_are_kept_beside_the_record_and_small(tmp_path):
+    made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
+    path = record_run(made, tmp_path / "results")
+    numbers = sum(3 * len(profile.sigma_squared) for profile in made.profiles)
+    assert path.with_suffix(".npz").stat().st_size < 4 * numbers + 5000  # float32, and what a file needs to be one
+    (loaded,) = load_results("split-digits", tmp_path / "results")
+    assert len(loaded.profiles) == len(made.profiles) > 0
+    for ours, theirs in zip(loaded.profiles, made.profiles, strict=True):
+        for field in fields(LayerProfile):
+            value, expected = getattr(ours, field.name), getattr(theirs, field.name)
+            if isinstance(expected, np.ndarray):
+                assert value.dtype == np.float64
+                np.testing.assert_array_equal(value, expected.astype(np.float32))
+            else:
+                assert value == expected
+    (light,) = load_results("split-digits", tmp_path / "results", profiles=False)
+    assert light.profiles == []
+
+
+def test_a_method_without_profiles_is_recorded_without(tmp_path):
+    made = run("split-digits", method="finetune", epochs=1, runs=tmp_path / "runs", progress=False)
+    path = record_run(made, tmp_path / "results")
+    assert [there.name for there in path.parent.iterdir()] == [path.name]
+    assert load_result(path).profiles == []
+
+
 def test_recording_never_overwrites_another_result(tmp_path):
     made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
     path = record_run(made, tmp_path / "results")
     record_run(made, tmp_path / "results")  # the same once more is no harm
+    before = {there: there.read_bytes() for there in path.parent.iterdir()}
     made.seconds += 1
-    before = path.read_text()
-    with pytest.raises(RunFolderError, match="holds another result"):
+    with pytest.raises(RunFolderError, match=r"\.json holds another result"):
         record_run(made, tmp_path / "results")
-    assert path.read_text() == before
+    made.seconds -= 1
+    made.profiles = made.profiles[1:]
+    with pytest.raises(RunFolderError, match=r"\.npz holds another result"):
+        record_run(made, tmp_path / "results")
+    assert {there: there.read_bytes() for there in path.parent.iterdir()} == before
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
+    (tmp_path / "results").write_text("in the way")
+    with pytest.raises(RunFolderError, match="cannot record"):
+        record_run(made, tmp_path / "results")
 
 
 @pytest.mark.parametrize(
