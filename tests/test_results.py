@@ -10,7 +10,7 @@ from nesskit import configure, run
 from nesskit.cli import main
 from nesskit.errors import NesskitError, RunFolderError
 from nesskit.experiments.benchmarks import BENCHMARKS
-from nesskit.report.results_table import published, result_table
+from nesskit.report.results_table import Published, published, result_table, split_whole
 from nesskit.runs.record import EpochRecord, Run
 from nesskit.runs.results import check_record, load_result, load_results, record_run, results_folder
 from nesskit.spectra.profile import LayerProfile
@@ -49,7 +49,7 @@ def test_published_figures_are_those_of_the_paper():
 
 def test_a_whole_run_is_compared_in_units_of_the_published_deviation():
     row = cells([paper_run(72.20, 0.23, seed=1)])[0]
-    assert row["method"] == "NESS, SGDm"
+    assert row["method"] == "NESS, SGDm (paper-sgdm)"
     assert row["ours: ACC / BWT %"] == "72.20 / 0.23"
     assert row["difference, in published std"] == "-1.0 / +0.5"  # (72.20 - 72.46) / .26 and (.23 - .03) / .40
     assert row["seeds"] == "1"
@@ -62,6 +62,21 @@ def test_seeds_are_gathered_in_one_row():
     row = cells([paper_run(72.0, 0.0, seed=1), paper_run(73.0, 0.0, seed=2)])[0]
     assert row["ours: ACC / BWT %"].startswith("72.50 ± 0.71")
     assert row["seeds"] == "1, 2"
+
+
+def test_presets_of_one_published_line_stand_beside_it_each_with_its_protocol(monkeypatch):
+    line = Published("NESS, SGDm", "ness", (72.46, 0.26), (0.03, 0.40), ("paper-sgdm", "paper-sam"))
+    monkeypatch.setattr("nesskit.report.results_table.published", lambda benchmark: [line])
+    first, second = cells([paper_run(72.46, 0.0, seed=1), paper_run(72.72, 0.0, seed=1, preset="paper-sam")])
+    assert (first["method"], second["method"]) == ("NESS, SGDm (paper-sgdm)", "NESS, SGDm (paper-sam)")
+    assert first["published: ACC / BWT %"] == second["published: ACC / BWT %"] == "72.46 ± 0.26 / 0.03 ± 0.40"
+    assert [row["difference, in published std"].split(" / ")[0] for row in (first, second)] == ["+0.0", "+1.0"]
+
+
+def test_whole_runs_come_before_reduced_ones():
+    reduced, other = paper_run(60, 0, seed=1, epochs=3), paper_run(70, 0, seed=1, method="gpm", preset="published")
+    assert split_whole([reduced, other]) == ([other], [reduced])
+    assert [row["method"] for row in cells([reduced, other])[-2:]] == ["gpm (published)", "ness (paper-sgdm, reduced)"]
 
 
 def test_a_reduced_run_is_never_called_a_reproduction():
@@ -192,9 +207,32 @@ def test_the_table_on_the_command_line(capsys):
     assert set(markdown[1]) == {"|", "-"}
 
 
+def test_reduced_runs_are_folded_away(tmp_path, capsys):
+    made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
+    table = ["table", "split-digits", "--results", str(tmp_path / "results")]
+    for seed in (0, 1):
+        made.config["seed"] = seed
+        record_run(made, tmp_path / "results")
+        main(table)
+        main([*table, "--markdown"])
+        count = "1 run is" if seed == 0 else "2 runs are"
+        note = f"{count} reduced or changed, so no reproduction: nesskit table split-digits --all shows them too."
+        assert capsys.readouterr().out.split("\n") == ["", note] * 2 + [""]
+    main([*table, "--all"])
+    shown = capsys.readouterr().out
+    assert "ness (default, reduced)" in shown
+    assert "0, 1" in shown
+    assert "are reduced or changed" not in shown
+
+
+def test_a_table_without_any_run_says_so(tmp_path, capsys):
+    main(["table", "split-digits", "--results", str(tmp_path)])
+    assert "No run of split-digits is recorded yet" in capsys.readouterr().out
+
+
 def test_a_run_is_recorded_from_the_command_line(tmp_path, capsys):
     made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
     main(["record", str(made.folder), "--results", str(tmp_path / "results")])
     assert "recorded:" in capsys.readouterr().out
-    main(["table", "split-digits", "--results", str(tmp_path / "results")])
+    main(["table", "split-digits", "--all", "--results", str(tmp_path / "results")])
     assert "not a reproduction" in capsys.readouterr().out.replace("\n", " ")
