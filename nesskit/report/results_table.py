@@ -10,7 +10,7 @@ from typing import Any
 
 from nesskit.errors import NesskitError
 from nesskit.experiments.configure import get_benchmark
-from nesskit.experiments.remarks import is_reduced, remarks
+from nesskit.experiments.remarks import is_reduced, preset_of, remarks
 from nesskit.runs.comparison import Estimate, size_text
 from nesskit.runs.record import Run
 
@@ -76,7 +76,9 @@ def result_table(benchmark: str, runs: Sequence[Run]) -> tuple[list[str], list[l
         beside = [
             key
             for key, group in groups.items()
-            if not remarks(group[0]) and group[0].config["method"] == line.method and _preset(group[0]) in line.presets
+            if not remarks(group[0])
+            and group[0].config["method"] == line.method
+            and preset_of(group[0]) in line.presets
         ]
         shown.update(beside)
         rows += [_row(groups[key], line) for key in beside] or [_row([], line)]
@@ -112,16 +114,12 @@ def _row(group: Sequence[Run], line: Published | None) -> list[str]:
     ]
 
 
-def _preset(run: Run) -> str:
-    return str(run.config["preset"])
-
-
 def _label(run: Run | None, line: Published | None) -> str:
     """The published name, or that of the method, and behind it the protocol of our runs."""
     if run is None:
         return line.label if line else ""
     reduced = ", reduced" if is_reduced(run) else ""
-    return f"{line.label if line else run.config['method']} ({_preset(run)}{reduced})"
+    return f"{line.label if line else run.config['method']} ({preset_of(run)}{reduced})"
 
 
 def _remarks(group: Sequence[Run], line: Published | None) -> list[str]:
