@@ -22,7 +22,12 @@ EVERY = pytest.mark.parametrize("name", [*METHODS, pytest.param(EXAMPLE, id="own
 PROJECTIONS = dict.fromkeys(("gpm", "trgp", "dfgp", "adam-nscl", "ness", "ness-soft", "ness-budget", "owm"), 0.03)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
-NETWORKS = {"mlp": (1, 8), "alexnet": (3, 32), "resnet18": (3, 32)}  # channels and size of its images
+NETWORKS = {
+    "mlp": (1, 8),
+    "alexnet": (3, 32),
+    "resnet18": (3, 32),
+    "convnet": (3, 16),
+}  # channels and size of its images
 
 
 def two_tasks(channels=1, size=8, count=96):

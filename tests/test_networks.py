@@ -1,5 +1,6 @@
-"""The paper's networks: their sizes, what NESS finds in them, and what BatchNorm does to a test accuracy."""
+"""The networks: their sizes, what NESS finds in them, and what BatchNorm does to a test accuracy."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from nesskit import (
     collect_moments,
     fit,
 )
+from nesskit.errors import SettingsError
 from nesskit.runs.events import TaskFinished
 
 
@@ -53,7 +55,51 @@ def test_resnet_leaves_the_features_that_the_paper_states(size, stride, features
     assert len([m for m in model.backbone.modules() if isinstance(m, nn.Conv2d)]) == 20
 
 
-@pytest.mark.parametrize("name", ["alexnet", "resnet18"])
+SMALL = NetworkSettings("convnet", widths=(16, 32, 64, 128))  # of split-cifar100-16
+
+
+def test_convnet_has_the_layers_that_its_widths_say():
+    backbone = build_model(stream(size=16), SMALL).backbone
+    assert [tuple(p.shape) for p in weights(backbone).values()] == [
+        (16, 3, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (128, 64 * 2 * 2),
+    ]  # fmt: skip
+    assert backbone.eval()(torch.zeros(2, 3, 16, 16)).shape == (2, 128)
+
+
+@pytest.mark.parametrize("size", [16, 32, 40])
+def test_convnet_has_the_same_weights_for_images_of_any_size(size):
+    """Its convolutions leave 2 × 2, 4 × 4 or 5 × 5 pixels, of which the linear layer sees 2 × 2 averages."""
+    backbone = build_model(stream(size=size, count=4), SMALL).backbone
+    backbone.load_state_dict(build_model(stream(size=16, count=4), SMALL).backbone.state_dict())
+    seen = []
+    pooling = next(m for m in backbone.modules() if isinstance(m, nn.AdaptiveAvgPool2d))
+    pooling.register_forward_hook(lambda module, inputs, output: seen.extend([inputs[0], output]))
+    assert backbone(torch.randn(4, 3, size, size)).shape == (4, 128)
+    before, after = (tensor.detach().numpy() for tensor in seen)
+    left, half = size // 8, -(-size // 16)
+    assert before.shape == (4, 64, left, left)
+    corners = [[before[..., rows, columns].mean((2, 3)) for columns in ends(left, half)] for rows in ends(left, half)]
+    np.testing.assert_allclose(after, np.moveaxis(np.array(corners), (0, 1), (2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def ends(length, half):
+    """The first and the last ``half`` of ``length`` pixels."""
+    return slice(0, half), slice(length - half, length)
+
+
+@pytest.mark.parametrize(
+    ("widths", "size", "message"),
+    [
+        ((16, 32, 64, 128), 15, "takes images of 16 × 16 pixels at least, got 15 × 15"),
+        ((16,), 16, "two widths at least"),
+    ],
+)
+def test_a_convnet_that_does_not_fit_the_images_is_refused(widths, size, message):
+    with pytest.raises(SettingsError, match=message):
+        build_model(stream(size=size, count=4), NetworkSettings("convnet", widths=widths))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "resnet18", "convnet"])
 def test_the_networks_have_no_biases(name):
     model = build_model(stream(), NetworkSettings(name))
     assert all(m.bias is None for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
@@ -68,12 +114,12 @@ def test_every_layer_of_a_network_can_be_adapted_and_counts_its_positions():
     adapt(model.backbone, {name: moment.spectrum().null_basis(2) for name, moment in moments.items()})
 
 
-@pytest.mark.parametrize("name", ["alexnet", pytest.param("resnet18", marks=pytest.mark.every)])
+@pytest.mark.parametrize("name", ["alexnet", pytest.param("resnet18", marks=pytest.mark.every), "convnet"])
 @pytest.mark.parametrize("norm", ["batch", "running"])
-def test_ness_trains_the_networks_of_the_paper(name, norm):
+def test_ness_trains_the_networks(name, norm):
     settings = TrainingSettings(epochs=1, lr=0.01, batch_size=32)
     two = stream(tasks=2)
-    model = build_model(two, NetworkSettings(name, norm=norm))
+    model = build_model(two, NetworkSettings(name, widths=(16, 32, 64), norm=norm))
     run = fit(model, two, NESS(NESSSettings(FrobeniusThreshold(0.05))), settings)
     assert run.finished
     assert any(p.update_energy.sum() > 0 for p in run.profiles)

@@ -10,6 +10,7 @@ from torch import nn
 
 from nesskit.errors import SettingsError
 from nesskit.networks.alexnet import AlexNet
+from nesskit.networks.convnet import ConvNet
 from nesskit.networks.mlp import MLP
 from nesskit.networks.resnet import ResNet18
 from nesskit.networks.task_model import TaskModel
@@ -19,7 +20,7 @@ from nesskit.settings import NetworkSettings
 if TYPE_CHECKING:
     from nesskit.streams.base import TaskStream
 
-__all__ = ["MLP", "AlexNet", "ResNet18", "TaskModel", "build_model"]
+__all__ = ["MLP", "AlexNet", "ConvNet", "ResNet18", "TaskModel", "build_model"]
 
 
 def build_model(stream: TaskStream, settings: NetworkSettings | None = None, seed: int = 0) -> TaskModel:
@@ -47,6 +48,8 @@ def build_model(stream: TaskStream, settings: NetworkSettings | None = None, see
 def _backbone(settings: NetworkSettings, shape: tuple[int, ...]) -> nn.Module:
     if settings.name == "alexnet":
         return AlexNet(settings.norm, shape[0])
+    if settings.name == "convnet":
+        return ConvNet(shape, settings.widths, settings.norm)
     if settings.name == "resnet18":
         return ResNet18(settings.norm, stem_stride=settings.stem_stride, channels=shape[0])
     return MLP(math.prod(shape), settings.widths, settings.bias)

@@ -78,10 +78,10 @@ class TrainingSettings:
 class NetworkSettings:
     """Which network learns; every task gets a linear head of its own on top."""
 
-    name: Literal["mlp", "alexnet", "resnet18"] = "mlp"
+    name: Literal["mlp", "alexnet", "resnet18", "convnet"] = "mlp"
     """Architecture of the backbone that all tasks share."""
     widths: tuple[int, ...] = (128, 128)
-    """Widths of the hidden layers (mlp only)."""
+    """Widths of the hidden layers (mlp), or of the convolutions and, last, the linear layer (convnet)."""
     bias: bool = False
     """Whether the layers have biases (mlp only)."""
     norm: Literal["batch", "running"] = "batch"

@@ -22,7 +22,7 @@ import tomllib
 import urllib.request
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,7 +110,9 @@ def locate_stream(stream: str, download: bool = True) -> dict[str, VerifiedFile]
     """What :func:`fetch_stream` finds, together with the checksums; ``download`` as in :func:`locate`."""
     if stream not in LOADERS:
         raise UnknownNameError("stream", stream, LOADERS)
-    return {name: locate(name, download) for name, entry in registry().items() if stream in entry.streams}
+    needed = {name: entry for name, entry in registry().items() if stream in entry.streams}
+    # Of the streams that share a file, an error is to name the one that was asked for.
+    return {name: _locate(replace(entry, streams=(stream,)), download) for name, entry in needed.items()}
 
 
 def check_stream(stream: str) -> None:
@@ -127,7 +129,11 @@ def locate(filename: str, download: bool = True) -> VerifiedFile:
     """What :func:`fetch` finds, together with its SHA-256; without ``download`` only what is here already."""
     if filename not in registry():
         raise UnknownNameError("data file", filename, registry())
-    entry = registry()[filename]
+    return _locate(registry()[filename], download)
+
+
+def _locate(entry: RegistryEntry, download: bool) -> VerifiedFile:
+    """The file of ``entry``, from the mirror, the cache or the internet."""
     tried: list[str] = []
     if mirror := os.environ.get("NESSKIT_MIRROR", "").strip():
         found = _from_mirror(mirror, entry, download)

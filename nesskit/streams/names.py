@@ -8,6 +8,7 @@ LOADERS = {
     "split-digits": "nesskit.streams.digits:split_digits",
     "rotated-digits": "nesskit.streams.digits:rotated_digits",
     "split-cifar100": "nesskit.streams.images:split_cifar100",
+    "split-cifar100-16": "nesskit.streams.images:split_cifar100_16",
     "five-datasets": "nesskit.streams.images:five_datasets",
     "split-miniimagenet": "nesskit.streams.images:split_miniimagenet",
 }
@@ -15,4 +16,4 @@ LOADERS = {
 # How a task's examples are told apart into training and validation: ours, or as the authors' code draws them.
 SPLITS = ("nesskit", "authors")
 # Whose loaders know the authors' split: each takes (seed, validation_share, split).
-WITH_AUTHORS_SPLIT = ("split-cifar100", "five-datasets", "split-miniimagenet")
+WITH_AUTHORS_SPLIT = ("split-cifar100", "split-cifar100-16", "five-datasets", "split-miniimagenet")

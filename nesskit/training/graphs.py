@@ -6,7 +6,8 @@ the same memory, and dropout goes on with the generator's own sequence.
 
 A step can be replayed if it does the same whatever the data; a method says so (``Method.replayable``). The first steps
 of a kind are taken one operation at a time, as libraries set themselves up then, and the last of these is watched: if
-the CPU waits for the GPU in it, to look at a number, say, the stage goes on in that way.
+the CPU waits for the GPU in it, to look at a number, say, the stage goes on in that way. So it does with steps that are
+rare, such as those on the smaller last batch of an epoch: recording takes as long as some twenty of them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nesskit.training.optim import SAM
 from nesskit.training.steps import Steps
 
 SWITCH = "NESSKIT_CUDA_GRAPHS"  # of the machine, not of the run: the numbers are the same
-EAGER_STEPS = 3  # of a kind before it is recorded; torch recommends as many
+EAGER_STEPS = 3  # of a kind in one epoch before it is recorded; torch recommends as many
 
 Kind = tuple[int, int]  # steps of one kind are alike: of one task, with so many samples
 
@@ -78,22 +79,28 @@ class ReplayedSteps(Steps):
         super().__init__(step, optimizer, device)
         self.recorded: dict[Kind, Recorded] = {}
         self.eager = False
-        self.taken: Counter[Kind] = Counter()  # one operation at a time
+        self.taken: Counter[Kind] = Counter()  # in this epoch, one operation at a time
+        self.frequent: set[Kind] = set()
         self.lr: float | None = None
 
     def begin_epoch(self, lr: float) -> None:
         """Take the steps of an epoch at this learning rate, which is a number in what was recorded."""
         super().begin_epoch(lr)
+        self.taken.clear()
         if lr != self.lr:
             self.recorded.clear()
+            self.optimizer.zero_grad()  # gradients lie in the memory of what was recorded
             self.lr = lr
 
     def take(self, data: TaskData, rows: Tensor) -> None:
         """One step: recorded before, recorded now, or one operation at a time."""
         kind = (data.index, len(rows))
-        if kind not in self.recorded and (self.eager or self.taken[kind] < EAGER_STEPS):
+        if self.eager or kind not in self.frequent:
             self.taken[kind] += 1
-            self._take_eagerly(data, rows, watched=self.taken[kind] == EAGER_STEPS and not self.eager)
+            last = self.taken[kind] == EAGER_STEPS and not self.eager
+            self._take_eagerly(data, rows, watched=last)
+            if last:
+                self.frequent.add(kind)
             return
         if kind not in self.recorded:
             self.recorded[kind] = self._record(data, rows.clone())
@@ -116,7 +123,7 @@ class CUDAGraphSteps(ReplayedSteps):
     def __init__(self, step: Callable[[Batch], Tensor], optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         super().__init__(step, optimizer, device)
         self.stream = torch.cuda.Stream(device)
-        self.memory = torch.cuda.graph_pool_handle()  # one for all: nothing in it is needed from one step to the next
+        self.memory = torch.cuda.graph_pool_handle()
 
     def _take_eagerly(self, data: TaskData, rows: Tensor, watched: bool) -> None:
         """On the stream on which steps will be recorded, as torch asks for."""
@@ -140,9 +147,13 @@ class CUDAGraphSteps(ReplayedSteps):
         Raises:
             TrainingError: it cannot be recorded.
         """
+        if not self.recorded:
+            # One for all graphs at a time: nothing in it is needed from one step to the next.
+            self.memory = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self.memory, stream=self.stream):
+            # Other threads may go on with work of their own meanwhile.
+            with torch.cuda.graph(graph, self.memory, self.stream, capture_error_mode="thread_local"):
                 Steps.take(self, data, rows)
         except torch.OutOfMemoryError:
             raise

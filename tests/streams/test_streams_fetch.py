@@ -4,6 +4,7 @@ import hashlib
 import re
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -350,6 +351,7 @@ def test_the_registry_is_complete():
     needed = {stream: [e.name for e in registry().values() if stream in e.streams] for stream in LOADERS}
     assert {stream: len(names) for stream, names in needed.items() if names} == {
         "split-cifar100": 1,
+        "split-cifar100-16": 1,
         "five-datasets": 12,
         "split-miniimagenet": 2,
     }
@@ -362,6 +364,14 @@ def test_the_registry_is_complete():
         assert all(url.startswith(("https://", "http://")) for url in entry.urls)
         assert re.fullmatch("[0-9a-f]{64}", entry.sha256) if entry.sha256 else entry.note
         assert entry.size > 0 or not entry.sha256
+
+
+def test_streams_share_a_file_and_an_error_names_the_one_that_was_asked_for(monkeypatch):
+    name = "cifar-100-binary.tar.gz"
+    monkeypatch.setattr(module, "registry", lambda: {name: replace(registry()[name], urls=())})
+    for stream in ("split-cifar100", "split-cifar100-16"):
+        with pytest.raises(DataError, match=rf"^{stream} needs the file '{name}'.*`nesskit fetch {stream}`"):
+            check_stream(stream)
 
 
 # -------------------------------------------------------------------------------------------- looking without fetching

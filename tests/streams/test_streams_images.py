@@ -1,32 +1,42 @@
-"""The split contract of the three benchmarks on real images, on small archives in the official formats."""
+"""The split contract of the benchmarks on real images, on small archives in the official formats."""
 
 import numpy as np
 import pytest
+import sklearn.utils
 import torch
 from archives import CIFAR10_NAMES, CIFAR100_NAMES, files_of, number_of, tar_gz, write_mirror
 
-from nesskit.errors import DataError
+from nesskit.errors import DataError, UnknownNameError
 from nesskit.streams import fetch_stream, load_stream
 from nesskit.streams.base import Examples, split_validation
+from nesskit.streams.names import SPLITS
+from nesskit.streams.pooling import halved
 
 STREAMS = ("split-cifar100", "five-datasets", "split-miniimagenet")
+EVERY = (*STREAMS, "split-cifar100-16")  # whose pixels are averages, in which the archives' tags are lost
 # tasks, classes each, training images (with validation) and test images of the small archives
-SIZES = {"split-cifar100": (10, 10, 200, 20), "five-datasets": (5, 10, 200, 40), "split-miniimagenet": (20, 5, 20, 5)}
+SIZES = {
+    "split-cifar100": (10, 10, 200, 20),
+    "split-cifar100-16": (10, 10, 200, 20),
+    "five-datasets": (5, 10, 200, 40),
+    "split-miniimagenet": (20, 5, 20, 5),
+}
 
 
 @pytest.fixture(scope="session")
 def mirrors(tmp_path_factory):
-    """A mirror for each stream."""
-    return {stream: write_mirror(tmp_path_factory.mktemp(stream), files_of(stream)) for stream in STREAMS}
+    """A mirror for each stream; the two of CIFAR-100 share theirs, as they share the archive."""
+    found = {stream: write_mirror(tmp_path_factory.mktemp(stream), files_of(stream)) for stream in STREAMS}
+    return {**found, "split-cifar100-16": found["split-cifar100"]}
 
 
 @pytest.fixture
 def load(mirrors, monkeypatch):
     """Loads a stream from its mirror."""
 
-    def put(stream, seed=0, share=0.05):
+    def put(stream, seed=0, share=0.05, split="nesskit"):
         monkeypatch.setenv("NESSKIT_MIRROR", str(mirrors[stream]))
-        return load_stream(stream, seed, share)
+        return load_stream(stream, seed, share, split)
 
     return put
 
@@ -41,7 +51,7 @@ def label_of(x):
     return x[:, 0, border, border].long()
 
 
-@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("stream", EVERY)
 def test_sizes_and_classes(load, stream):
     tasks, classes, train, test = SIZES[stream]
     loaded = load(stream)
@@ -82,7 +92,7 @@ def test_labels_stay_with_their_images(load, stream):
                 assert torch.equal(found, y)
 
 
-@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("stream", EVERY)
 def test_a_data_set_lies_in_memory_once(load, stream):
     storages = {}
     tasks = load(stream)
@@ -94,7 +104,7 @@ def test_a_data_set_lies_in_memory_once(load, stream):
     assert sum(storages.values()) == sum(part.x.numel() for task in tasks for part in parts_of(task))
 
 
-@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("stream", EVERY)
 def test_order_within_a_task_is_random_and_seeded(load, stream):
     first, again, other = load(stream, seed=1), load(stream, seed=1), load(stream, seed=2)
     for task, same, different in zip(first, again, other, strict=True):
@@ -114,6 +124,41 @@ def test_cifar100_comes_in_label_order(load):
         stream = load("split-cifar100", seed)
         assert [name for task in stream for name in task.classes] == CIFAR100_NAMES
     assert stream[3].name == "classes 30 to 39"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_cifar100_at_16_pixels_is_the_same_images_averaged(load, split):
+    """In the same order with the same split, against numpy."""
+    whole, small = (load(stream, seed=3, share=0.25, split=split) for stream in ("split-cifar100", "split-cifar100-16"))
+    assert {task.input_shape for task in small} == {(3, 16, 16)}
+    assert small.checksums == whole.checksums
+    for task, pooled in zip(whole, small, strict=True):
+        assert (pooled.name, pooled.classes) == (task.name, task.classes)
+        assert pooled.normalisation == task.normalisation
+        for part, pooled_part in zip(parts_of(task), parts_of(pooled), strict=True):
+            assert torch.equal(part.y, pooled_part.y)
+            squares = part.x.numpy().astype(float).reshape(-1, 3, 16, 2, 16, 2)
+            assert np.array_equal(pooled_part.x.numpy(), np.floor(squares.mean((3, 5)) + 0.5))
+
+
+def test_a_pixel_of_a_halved_image_by_hand():
+    x = torch.tensor([[0, 0, 255, 255], [0, 1, 255, 255], [0, 1, 9, 9], [1, 0, 9, 8]], dtype=torch.uint8)
+    before = x.clone()
+    # 1/4 is rounded to 0, a half to 1, 35/4 to 9; four times 255 does not overflow.
+    assert halved(x.view(1, 1, 4, 4)).flatten().tolist() == [0, 255, 1, 9]
+    assert torch.equal(x, before)
+
+
+def test_more_images_than_are_halved_at_once():
+    x = torch.arange(2501 * 4).remainder(256).to(torch.uint8).view(2501, 1, 2, 2)
+    expected = np.floor(x.numpy().astype(float).mean((2, 3)) + 0.5)
+    assert np.array_equal(halved(x).numpy()[:, :, 0, 0], expected)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 5, 4, dtype=torch.uint8)])
+def test_what_cannot_be_halved_is_refused(x):
+    with pytest.raises(DataError, match="of uint8 with even height and width"):
+        halved(x)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 37])
@@ -204,3 +249,30 @@ def test_real_cifar100(real_mirror, monkeypatch):
     sample = torch.cat([task.normalise(task.train.x[:300]) for task in stream])
     assert sample.mean().abs() < 0.1
     assert 0.9 < sample.std() < 1.2
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("seed", [1, 37])
+def test_the_authors_split(mirrors, monkeypatch, stream, seed):
+    """Against sklearn.utils.shuffle over a task's images in the order of the files, the first share to validate."""
+    monkeypatch.setenv("NESSKIT_MIRROR", str(mirrors[stream]))
+    share = 0.3
+    theirs = load_stream(stream, seed, share, split="authors")
+    for task, ours in zip(theirs, load_stream(stream, seed, share), strict=True):
+        if task.name in ("CIFAR-10", "notMNIST"):
+            continue  # not numbered, or batch by batch
+        border = 2 if task.train.x.shape[1] == 1 else 0
+        numbers = [number_of(part.x[:, :, border:, border:]) for part in parts_of(task)]
+        in_file_order = torch.cat(numbers[:2]).sort().values
+        drawn = sklearn.utils.shuffle(np.arange(len(in_file_order)), random_state=seed)
+        count = int(share * len(drawn))
+        assert torch.equal(numbers[1], in_file_order[drawn[:count]])
+        assert torch.equal(numbers[0], in_file_order[drawn[count:]])
+        assert torch.equal(task.test.x, ours.test.x)
+
+
+def test_only_images_have_the_authors_split():
+    with pytest.raises(DataError, match=r"split is one of split-cifar100, .*; split-digits has split nesskit alone"):
+        load_stream("split-digits", split="authors")
+    with pytest.raises(UnknownNameError, match="unknown split 'author'"):
+        load_stream("split-cifar100", split="author")
