@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from nesskit.runs import metrics
 from nesskit.runs.comparison import Estimate
 from nesskit.runs.record import Run
 
@@ -40,10 +41,16 @@ def transfer(runs: Sequence[Run]) -> Estimate:
     return Estimate.of([run.backward_transfer for run in runs])
 
 
+def learned(runs: Sequence[Run]) -> Estimate:
+    """The accuracy of every task right after it was learned, its mean over the tasks, over the seeds."""
+    return Estimate.of([metrics.learning_accuracy(run.accuracy) for run in runs])
+
+
+def paired(runs: Sequence[Run], others: Sequence[Run], measure: Callable[[Sequence[Run]], Estimate]) -> Estimate:
+    """A measure, such as :func:`accuracy`, of ``runs`` minus that of ``others``, seed by seed."""
+    return Estimate.of([measure([run]).mean - measure([other]).mean for run, other in zip(runs, others, strict=True)])
+
+
 def differences(runs: Sequence[Run], others: Sequence[Run]) -> tuple[Estimate, Estimate]:
     """ACC and BWT of ``runs`` minus those of ``others``, seed by seed."""
-    pairs = list(zip(runs, others, strict=True))
-    return (
-        Estimate.of([run.average_accuracy - other.average_accuracy for run, other in pairs]),
-        Estimate.of([run.backward_transfer - other.backward_transfer for run, other in pairs]),
-    )
+    return paired(runs, others, accuracy), paired(runs, others, transfer)
