@@ -132,11 +132,10 @@ def in_the_browser(kind: str, folder: Path) -> Figures:
     try:
         server.wait_until_up()
         with pages.chromium() as browser:
-            page = pages.open_page(
-                browser, f"{server.url}/lab/tree/notebooks/explorer.ipynb" if kind == "lab" else server.url
-            )
             if kind == "lab":
-                pages.run_all(page)
+                page = pages.open_in_lab(browser, server, "notebooks/explorer.ipynb")
+            else:
+                page = pages.open_page(browser, server.url)
             page.locator(NUMBERS).wait_for(timeout=60_000)
             page.wait_for_timeout(3000)
             canvas = page.locator(".nk-explorer .jupyter-matplotlib-canvas-div canvas").first

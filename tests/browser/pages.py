@@ -28,7 +28,10 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-NO_NEWS = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight are on the page, too
+}
 
 
 def find_chromium():
@@ -48,10 +51,11 @@ class Jupyter:
     def __init__(self, folder, command):
         self.folder, self.port = Path(folder), free_port()
         self.runtime = self.folder / "runtime"
-        settings = self.folder / "settings" / "@jupyterlab" / "apputils-extension"
-        settings.mkdir(parents=True)
         self.runtime.mkdir()
-        (settings / "notification.jupyterlab-settings").write_text(json.dumps(NO_NEWS))
+        for name, values in SETTINGS.items():
+            settings = self.folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+            settings.parent.mkdir(parents=True, exist_ok=True)
+            settings.write_text(json.dumps(values))
         self.url = f"http://127.0.0.1:{self.port}"
         places = {
             name: str(self.folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")
@@ -89,6 +93,25 @@ class Jupyter:
             self.process.wait()
         self.log.close()
 
+    def notebook_url(self, notebook):
+        """Where JupyterLab shows a notebook in a workspace of its own: a shared one brings back earlier notebooks."""
+        return f"{self.url}/lab/workspaces/{Path(notebook).stem}/tree/{notebook}"
+
+    def sessions(self):
+        """What the server says of each notebook's kernel."""
+        with urllib.request.urlopen(f"{self.url}/api/sessions", timeout=30) as answer:
+            return json.load(answer)
+
+    def kernel_states(self):
+        """{notebook: state of its kernel}."""
+        return {session["path"]: session["kernel"]["execution_state"] for session in self.sessions()}
+
+    def shut_down_kernels(self):
+        """End every kernel: closing a page leaves it, with its memory and whatever it still computes."""
+        for session in self.sessions():
+            request = urllib.request.Request(f"{self.url}/api/sessions/{session['id']}", method="DELETE")
+            urllib.request.urlopen(request, timeout=60).close()
+
     @contextmanager
     def kernel(self):
         """Ask the newest kernel of this server: a function from an expression to its value."""
@@ -125,6 +148,8 @@ def lab(folder):
             "--allow-root",
             f"--port={server.port}",
             "--IdentityProvider.token=",
+            "--ServerApp.disable_check_xsrf=True",  # so that shut_down_kernels needs no cookie
+            "--LabApp.expose_app_in_browser=True",  # for in_front
             "--ServerApp.port_retries=0",
             f"--ServerApp.root_dir={server.folder}",
             f"--LabApp.user_settings_dir={server.folder / 'settings'}",
@@ -186,21 +211,44 @@ def open_page(browser, address, width=1280, height=1250):
 
     page.on("console", lambda message: note(f"{message.text} {message.location}") if message.type == "error" else None)
     page.on("pageerror", lambda error: note(str(error)))
+    page.on("crash", lambda: note("the page crashed"))
     page.goto(address)
     return page
 
 
-def run_all(page):
-    """Run All in JupyterLab, once the kernel is there (earlier it is lost silently)."""
-    page.get_by_text("| Idle").first.wait_for(timeout=60_000)
+IN_FRONT = """() => {
+    const panel = window.jupyterapp?.shell?.currentWidget;
+    if (!panel?.sessionContext || !panel.context.isReady) return {notebook: "", kernel: "", cells: 0, prompts: []};
+    return {
+        notebook: panel.context.path,
+        kernel: panel.sessionContext.kernelDisplayStatus,
+        cells: panel.content.widgets.filter(cell => cell.model.type === "code").length,
+        prompts: [...panel.node.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].map(each => each.textContent.trim()),
+    };
+}"""
+
+
+def in_front(page):
+    """The notebook in front as JupyterLab itself knows it: its path, kernel's state, code cells and their prompts."""
+    return page.evaluate(IN_FRONT)
+
+
+def run_all(page, notebook):
+    """Run All in JupyterLab, once ``notebook`` is in front with its own kernel idle (earlier it is lost silently)."""
+
+    def ready():
+        now = in_front(page)
+        return now["notebook"] == notebook and now["kernel"] == "idle" and len(now["prompts"]) == now["cells"] > 0
+
+    settle(page, ready, 120, lambda: f"{notebook} is not ready to run: {in_front(page)}")
     page.locator("#jp-MainMenu").get_by_text("Run", exact=True).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
 
 
 def open_in_lab(browser, server, notebook):
     """A page with the notebook (a path from the server's folder) in JupyterLab, Run All pressed."""
-    page = open_page(browser, f"{server.url}/lab/tree/{notebook}")
-    run_all(page)
+    page = open_page(browser, server.notebook_url(notebook))
+    run_all(page, notebook)
     return page
 
 
@@ -211,12 +259,12 @@ def write_notebook(sources, path):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
 
 
-def settle(page, changed, seconds=10):
-    """Wait until ``changed()`` is true."""
+def settle(page, changed, seconds=10, seen=lambda: "", pause=20):
+    """Wait until ``changed()`` is true, looking every ``pause`` ms; failing says what was ``seen()``."""
     deadline = time.monotonic() + seconds
     while not changed():
-        assert time.monotonic() < deadline, "the page did not follow"
-        page.wait_for_timeout(20)
+        assert time.monotonic() < deadline, f"the page did not follow in {seconds} s. {seen()}"
+        page.wait_for_timeout(pause)
 
 
 def pixels(page, canvas):

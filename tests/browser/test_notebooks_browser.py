@@ -1,10 +1,10 @@
 """Every notebook of the course as a student meets it: opened in JupyterLab in a real Chromium, Run All pressed."""
 
-import re
 import shutil
 
+import nbformat
 import pytest
-from pages import ROOT, lab, open_page, run_all, settle, shades
+from pages import ROOT, in_front, lab, open_page, run_all, settle, shades
 
 NOTEBOOKS = sorted(path.relative_to(ROOT / "notebooks") for path in (ROOT / "notebooks").glob("[0-9]*/*.ipynb"))
 SCREENSHOTS = ROOT / "screenshots"
@@ -14,9 +14,11 @@ SECONDS = 300  # on a machine that is busy with other tests
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """JupyterLab on a copy of the notebooks: what they write stays out of the checkout."""
+    """JupyterLab on a copy of the notebooks, without outputs: what is seen comes from this run, and stays here."""
     folder = tmp_path_factory.mktemp("course")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for path in NOTEBOOKS:
+        remove_outputs(folder / "notebooks" / path)
     shutil.copytree(ROOT / "data" / "results", folder / "data" / "results")
     server = lab(folder)
     try:
@@ -26,18 +28,46 @@ def server(tmp_path_factory):
         server.stop()
 
 
-def prompts(page):
-    return [text.strip() for text in page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()]
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def remove_outputs(path):
+    """Committed prompts look as if all cells had run already."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, path)
+
+
+def wait_for_all_cells(page, server, path):
+    """Until each cell has run, once and in order, and the kernel is idle; failing says which have not."""
+    count = len(code_cells(nbformat.read(ROOT / "notebooks" / path, as_version=4)))
+    wanted = [f"[{number}]:" for number in range(1, count + 1)]
+
+    def seen():
+        now = in_front(page)
+        cells = zip(now.pop("prompts"), wanted, strict=False)
+        outstanding = {number: shown for number, (shown, right) in enumerate(cells, 1) if shown != right}
+        return f"Outstanding cells: {outstanding}; in front: {now}; kernels: {server.kernel_states()}; {page.errors}"
+
+    def done():
+        now = in_front(page)
+        return now["prompts"] == wanted and now["kernel"] == "idle"
+
+    settle(page, lambda: in_front(page)["prompts"][:1] != ["[ ]:"], 60, seen)  # Run All has arrived
+    settle(page, done, SECONDS, seen, pause=250)  # seldom: the cells need the processor
 
 
 @pytest.mark.every
 @pytest.mark.timeout(2 * SECONDS)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_run_all_shows_everything_and_no_error(browser, server, path):
-    page = open_page(browser, f"{server.url}/lab/tree/notebooks/{path}", **WHOLE)
+    page = open_page(browser, server.notebook_url(f"notebooks/{path}"))
     try:
-        run_all(page)
-        settle(page, lambda: all(re.fullmatch(r"\[\d+\]:", prompt) for prompt in prompts(page)), SECONDS)
+        run_all(page, f"notebooks/{path}")
+        wait_for_all_cells(page, server, path)
+        page.set_viewport_size(WHOLE)  # only now: each change on a page of that size is drawn slowly
         page.wait_for_timeout(3000)  # widgets draw after their cell has ended
         SCREENSHOTS.mkdir(exist_ok=True)
         page.screenshot(path=SCREENSHOTS / f"{path.stem}.png")
@@ -46,12 +76,12 @@ def test_run_all_shows_everything_and_no_error(browser, server, path):
         for widget in page.locator(".jp-OutputArea-output > .jupyter-widgets").all():
             assert widget.bounding_box()["height"] > 40
         assert page.get_by_text("Error displaying widget").count() == 0
-        for canvas in page.locator(".jupyter-matplotlib-canvas-div canvas").all()[
-            ::2
-        ]:  # above each lies one for the mouse
+        canvases = page.locator(".jupyter-matplotlib-canvas-div canvas").all()
+        for canvas in canvases[::2]:  # above each lies one for the mouse
             settle(page, lambda canvas=canvas: shades(canvas) > 20)
         for picture in page.locator(".jp-RenderedImage img").all():
             assert picture.evaluate("image => image.complete && image.naturalWidth > 50")
         assert page.errors == []
     finally:
         page.close()
+        server.shut_down_kernels()
