@@ -28,6 +28,7 @@ from nesskit.methods import NESS
 from nesskit.runs.results import record_run
 from nesskit.settings import NESSSettings, TrainingSettings
 from nesskit.widgets import ThresholdExplorer
+from nesskit.widgets.explorer.source import find_runs
 from nesskit.widgets.explorer.state import State, on_step
 from nesskit.widgets.explorer.training import accuracy_table
 
@@ -243,6 +244,14 @@ def test_recorded_runs_can_be_chosen_without_training(runs, tmp_path):
     for recorded, original in zip(explorer.readings, from_folder.readings, strict=True):
         assert recorded.ranks == original.ranks
         assert recorded.interference == pytest.approx(original.interference, rel=1e-4)
+
+
+def test_recorded_runs_of_one_name_can_all_be_chosen(runs, tmp_path):
+    path = record_run(load_run(next((runs / "split-digits" / "ness").iterdir())), tmp_path / "results")
+    for there in (path, path.with_suffix(".npz")):
+        there.with_stem("the same once more").write_bytes(there.read_bytes())
+    found = find_runs(tmp_path, "split-digits", tmp_path / "results")
+    assert set(found.values()) == {path, path.with_stem("the same once more")}
 
 
 def test_a_recorded_run_whose_files_are_damaged_is_one_sentence(runs, tmp_path):

@@ -70,61 +70,70 @@ def result_table(benchmark: str, runs: Sequence[Run]) -> tuple[list[str], list[l
     for run in runs:
         if run.config["benchmark"] != benchmark:
             raise NesskitError(f"a run of {run.config['benchmark']} has no place in the table of {benchmark}")
-    groups = _groups(runs)
-    rows, shown = [], set()
+    groups, rows = _groups(runs), []
     for line in published(benchmark):
-        beside = [
-            key
-            for key, group in groups.items()
-            if not remarks(group[0])
-            and group[0].config["method"] == line.method
-            and preset_of(group[0]) in line.presets
-        ]
-        shown.update(beside)
-        rows += [_row(groups[key], line) for key in beside] or [_row([], line)]
-    others = [group for key, group in groups.items() if key not in shown]
-    rows += [_row(group, None) for group in sorted(others, key=lambda group: bool(remarks(group[0])))]
+        beside = [group for group in groups if group.is_of(line)]
+        rows += [_row(group, line) for group in beside] or [_row(None, line)]
+        groups = [group for group in groups if group not in beside]
+    rows += [_row(group, None) for group in sorted(groups, key=lambda group: bool(group.remarks))]
     return HEADER, rows
 
 
-def _groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in nothing but their seed, and are equally complete."""
-    groups: dict[str, list[Run]] = {}
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Runs that differ in nothing but their seed, and are equally complete; what is said of one is true of all."""
+
+    runs: list[Run]
+    preset: str
+    remarks: list[str]
+    reduced: bool
+
+    def is_of(self, line: Published) -> bool:
+        """Whether these runs belong beside the published line."""
+        return not self.remarks and self.runs[0].config["method"] == line.method and self.preset in line.presets
+
+
+def _groups(runs: Sequence[Run]) -> list[_Group]:
+    groups: dict[str, _Group] = {}
     for run in runs:
-        key = str([{**run.config, "seed": None}, remarks(run)])
-        groups.setdefault(key, []).append(run)
-    return groups
+        found = remarks(run)
+        key = str([{**run.config, "seed": None}, found])
+        if key not in groups:
+            groups[key] = _Group([], preset_of(run), found, is_reduced(run))
+        groups[key].runs.append(run)
+    return list(groups.values())
 
 
-def _row(group: Sequence[Run], line: Published | None) -> list[str]:
-    accuracy = Estimate.of([run.average_accuracy for run in group])
-    transfer = Estimate.of([run.backward_transfer for run in group])
+def _row(group: _Group | None, line: Published | None) -> list[str]:
+    runs = group.runs if group else []
+    accuracy = Estimate.of([run.average_accuracy for run in runs])
+    transfer = Estimate.of([run.backward_transfer for run in runs])
     return [
-        _label(group[0] if group else None, line),
-        f"{accuracy} / {transfer}" if group else "–",
+        _label(group, line),
+        f"{accuracy} / {transfer}" if runs else "–",
         f"{_mean_std(line.accuracy)} / {_mean_std(line.transfer)}" if line else "–",
-        _difference(accuracy, transfer, line) if group and line else "–",
-        ", ".join(str(run.config["seed"]) for run in group),
-        _epochs(group),
-        f"{Estimate.of([run.seconds for run in group]).mean:.1f}" if group else "",
-        size_text(Estimate.of([sum(run.memory.values()) for run in group]).mean) if group else "",
-        _common(group, "device"),
-        _common(group, "commit"),
+        _difference(accuracy, transfer, line) if runs and line else "–",
+        ", ".join(str(run.config["seed"]) for run in runs),
+        _epochs(runs),
+        f"{Estimate.of([run.seconds for run in runs]).mean:.1f}" if runs else "",
+        size_text(Estimate.of([sum(run.memory.values()) for run in runs]).mean) if runs else "",
+        _common(runs, "device"),
+        _common(runs, "commit"),
         "; ".join(_remarks(group, line)),
     ]
 
 
-def _label(run: Run | None, line: Published | None) -> str:
+def _label(group: _Group | None, line: Published | None) -> str:
     """The published name, or that of the method, and behind it the protocol of our runs."""
-    if run is None:
+    if group is None:
         return line.label if line else ""
-    reduced = ", reduced" if is_reduced(run) else ""
-    return f"{line.label if line else run.config['method']} ({preset_of(run)}{reduced})"
+    name = line.label if line else group.runs[0].config["method"]
+    return f"{name} ({group.preset}{', reduced' if group.reduced else ''})"
 
 
-def _remarks(group: Sequence[Run], line: Published | None) -> list[str]:
-    found = remarks(group[0]) if group else []
-    if found and is_reduced(group[0]):
+def _remarks(group: _Group | None, line: Published | None) -> list[str]:
+    found = group.remarks if group else []
+    if group and group.reduced:
         found = ["not a reproduction", *found]
     return found + ([line.note] if line and line.note else [])
 
@@ -137,18 +146,18 @@ def _difference(accuracy: Estimate, transfer: Estimate, line: Published) -> str:
     return f"{in_std(accuracy, line.accuracy)} / {in_std(transfer, line.transfer)}"
 
 
-def _epochs(group: Sequence[Run]) -> str:
+def _epochs(runs: Sequence[Run]) -> str:
     """Epochs that the tasks were trained for, and at most could be."""
-    trained = [count for run in group for count in run.epochs_per_task if count]
+    trained = [count for run in runs for count in run.epochs_per_task if count]
     if not trained:
         return ""
-    most = group[0].config["training"]["epochs"]
+    most = runs[0].config["training"]["epochs"]
     span = f"{min(trained)}" if min(trained) == max(trained) else f"{min(trained)} to {max(trained)}"
     return span if span == str(most) else f"{span} (at most {most})"
 
 
-def _common(group: Sequence[Run], key: str) -> str:
-    return ", ".join(sorted({str(run.environment[key]) for run in group}))
+def _common(runs: Sequence[Run], key: str) -> str:
+    return ", ".join(sorted({str(run.environment[key]) for run in runs}))
 
 
 def _mean_std(values: tuple[Any, Any]) -> str:

@@ -127,14 +127,14 @@ def _in_folders(runs: Path, benchmark: str) -> dict[str, Path]:
 
 
 def _recorded(results: Path, benchmark: str) -> dict[str, Path]:
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(results.glob(f"{benchmark or '*'}/*.npz")):
         record = path.with_suffix(".json")
         try:
             label = _recorded_label(_load_recorded(record, profiles=False))
         except NesskitError:
             label = f"{path.parent.name}/{path.stem}"  # choosing it will say what is wrong
-        found[label] = record
+        found[label if label not in found else f"{label} ({path.stem})"] = record
     return found
 
 
