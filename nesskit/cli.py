@@ -280,33 +280,49 @@ def fetch(benchmark: tyro.conf.Positional[str]) -> None:
         print(f"{benchmark} needs no download: its data comes with scikit-learn")
 
 
-def table(benchmark: tyro.conf.Positional[str], markdown: bool = False, results: Path | None = None) -> None:
+def table(
+    benchmark: tyro.conf.Positional[str], all: bool = False, markdown: bool = False, results: Path | None = None
+) -> None:
     """Print recorded runs beside the published figures.
 
     Args:
         benchmark: name of the benchmark, see nesskit list.
+        all: print reduced and changed runs too.
         markdown: print a Markdown table.
         results: folder of recorded runs; default: data/results of the checkout.
     """
-    from tabulate import tabulate
-
-    from nesskit.report.results_table import result_table
+    from nesskit.report.results_table import result_table, split_whole
     from nesskit.runs.results import load_results
 
     if results is not None and not results.is_dir():
         raise SettingsError(f"--results {results} is no folder: give the one that holds a folder a benchmark")
-    header, rows = result_table(benchmark, load_results(benchmark, results))
-    filled = [column for column in range(len(header)) if not rows or any(row[column] not in ("", "–") for row in rows)]
+    runs = load_results(benchmark, results, profiles=False)
+    whole, others = split_whole(runs)
+    _print_table(*result_table(benchmark, runs if all else whole), markdown)
+    if not runs:
+        print(f"\nNo run of {benchmark} is recorded yet: nesskit record keeps one.")
+    if others and not all:
+        count = "1 run is" if len(others) == 1 else f"{len(others)} runs are"
+        print(f"\n{count} reduced or changed, so no reproduction: nesskit table {benchmark} --all shows them too.")
+
+
+def _print_table(header: list[str], rows: list[list[str]], markdown: bool) -> None:
+    """Print a table without its empty columns."""
+    from tabulate import tabulate
+
+    if not rows:
+        return
+    filled = [column for column in range(len(header)) if any(row[column] not in ("", "–") for row in rows)]
     header, rows = [header[column] for column in filled], [[row[column] for column in filled] for row in rows]
     if markdown:
         print(tabulate(rows, header, tablefmt="github", disable_numparse=True))
     else:
-        widths = [{"method": 18, "remarks": 30}.get(name, 30 if "BWT" in name else 14) for name in header]
+        widths = [{"method": 26, "remarks": 30}.get(name, 30 if "BWT" in name else 14) for name in header]
         print(tabulate(rows, header, disable_numparse=True, maxcolwidths=widths, maxheadercolwidths=widths))
 
 
 def record(runs: tyro.conf.Positional[list[Path]], results: Path | None = None) -> None:
-    """Keep runs among the recorded results: small JSON with settings, environment and checksums of the data.
+    """Keep runs among the recorded results: small JSON with settings, environment and checksums; layer profiles beside.
 
     Args:
         runs: run folders (those that hold a record.json).

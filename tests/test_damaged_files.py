@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from nesskit import Limits, load_run, write_report
 from nesskit.errors import NesskitError, RunFolderError
 from nesskit.runs.events import TaskStarted
 from nesskit.runs.folder import RunFolder
-from nesskit.runs.results import load_results, record_run, results_folder
+from nesskit.runs.results import load_results, record_run
 from nesskit.widgets.process import EventFollower
 
 FLIPS = 120
@@ -51,6 +52,12 @@ def same(one, other):
     if isinstance(one, list | tuple):
         return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
     return one == other or (one != one and other != other)
+
+
+def same_profile(one, other):
+    """Up to the digits of float32."""
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(other)]
+    return all(np.allclose(a, b, rtol=1e-6) if isinstance(b, np.ndarray) else a == b for a, b in pairs)
 
 
 def refused(read):
@@ -208,6 +215,27 @@ def test_a_recorded_result_is_checked_when_it_is_loaded(folder, tmp_path):
     assert "nested too deeply" in refused(lambda: load_results("split-digits", results))
 
 
+def test_recorded_profiles_are_checked_when_they_are_loaded(tmp_path):
+    run = nesskit.run("split-digits", runs=tmp_path / "runs", progress=False, epochs=1, network_widths=(8,))
+    run.environment["commit"] = "0123456789ab"
+    path = record_run(run, tmp_path / "results").with_suffix(".npz")
+    whole, rng, found = path.read_bytes(), random.Random(0), 0
+    for _ in range(FLIPS):
+        place = rng.randrange(len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+        try:
+            (loaded,) = load_results("split-digits", tmp_path / "results")
+        except RunFolderError:
+            found += 1
+        else:
+            assert all(map(same_profile, loaded.profiles, run.profiles))  # a byte that means nothing
+    assert found > 0.5 * FLIPS
+    for content in (b"", whole[: len(whole) // 2], b"PK"):
+        path.write_bytes(content)
+        assert str(path) in refused(lambda: load_results("split-digits", tmp_path / "results"))
+    assert len(load_results("split-digits", tmp_path / "results", profiles=False)) == 1
+
+
 def test_a_report_of_a_damaged_run_is_refused_and_nothing_written(folder, tmp_path):
     (folder.path / "record.json").write_text("{}")
     with pytest.raises(RunFolderError):
@@ -266,7 +294,14 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next(folder):
         assert not left.exists()
 
 
-def test_profiles_of_an_older_version_are_read():
-    """Format 1, in float32: what ``data/results`` has of Split CIFAR-100."""
-    run = load_run(results_folder() / "split-cifar100" / "profiled-ness-seed1")
-    assert {profile.task for profile in run.profiles} >= {1}
+def test_profiles_of_an_older_version_are_read(folder):
+    """Format 1: an array for each field of each profile."""
+    profiles = folder.read().profiles
+    arrays = {
+        f"{number}/{field.name}": np.asarray(getattr(profile, field.name))
+        for number, profile in enumerate(profiles)
+        for field in fields(profile)
+    }
+    np.savez_compressed(folder.path / "profiles.npz", **arrays)
+    assert len(profiles) > 0
+    assert all(map(same_profile, folder.read().profiles, profiles))

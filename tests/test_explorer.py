@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import time
 
 import numpy as np
@@ -24,6 +25,7 @@ from nesskit import (
 )
 from nesskit.analysis.spectra import OwnCoordinates
 from nesskit.methods import NESS
+from nesskit.runs.results import record_run
 from nesskit.settings import NESSSettings, TrainingSettings
 from nesskit.widgets import ThresholdExplorer
 from nesskit.widgets.explorer.state import State, on_step
@@ -224,6 +226,43 @@ def test_without_runs_it_offers_to_make_one(tmp_path):
     assert explorer.source.label == "split-digits, all directions free, seed 0"
     assert not explorer.slider.disabled
     assert explorer._base.layout.display == "none"
+
+
+def test_recorded_runs_can_be_chosen_without_training(runs, tmp_path):
+    restricted = load_run(next((runs / "split-digits" / "ness").iterdir()))
+    path = record_run(restricted, tmp_path / "results")
+    explorer = ThresholdExplorer("split-digits", runs=tmp_path / "runs", results=tmp_path / "results")
+    assert explorer.message == ""
+    label = f"split-digits, nuclear ε = 0.01, seed 0, recorded on {restricted.environment['device']}"
+    assert explorer.run_menu.options == ((label, path),)
+    assert explorer.source.label == label
+    assert label.partition("on ")[2] in explorer.train_note.value
+    assert "every direction is free" in explorer.base_note.value
+    from_folder = ThresholdExplorer("split-digits", runs=runs, results=tmp_path / "results")
+    assert [value for _, value in from_folder.run_menu.options] == [restricted.folder, path]  # what is here comes first
+    for recorded, original in zip(explorer.readings, from_folder.readings, strict=True):
+        assert recorded.ranks == original.ranks
+        assert recorded.interference == pytest.approx(original.interference, rel=1e-4)
+
+
+def test_a_recorded_run_whose_files_are_damaged_is_one_sentence(runs, tmp_path):
+    path = record_run(load_run(next((runs / "split-digits" / "ness").iterdir())), tmp_path / "results")
+    path.with_suffix(".npz").write_bytes(b"PK")
+    explorer = ThresholdExplorer(runs=tmp_path / "runs", results=tmp_path / "results")
+    assert explorer.message.startswith(f"{path.with_suffix('.npz')} holds no layer profiles: ")
+    path.write_text("{}")
+    explorer = ThresholdExplorer(runs=tmp_path / "runs", results=tmp_path / "results")
+    assert [name for name, _ in explorer.run_menu.options] == [f"split-digits/{path.stem}"]
+    assert "its provenance is incomplete" in explorer.message
+
+
+def test_the_whole_runs_of_the_paper_s_benchmark_are_ready(tmp_path):
+    explorer = ThresholdExplorer("split-cifar100", runs=tmp_path)
+    seeds = [re.search(r"seed (\d+), recorded on cuda \(NVIDIA H100", label) for label, _ in explorer.run_menu.options]
+    assert {found[1] for found in seeds if found} >= {"1", "2", "3", "4", "37"}
+    assert (explorer.state.rule, explorer.state.eps) == ("nuclear", 0.001)
+    assert explorer.readings[0].ranks == (3, 333, 207, 818, 1904)  # what the run itself freed for its second task
+    assert explorer.source.settings.preset == "nesskit-sgdm"  # as the preset is called whose settings it has
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,51 @@ def test_final_accuracy_shows_one_dot_a_task_and_method():
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["fine-tuning", "joint training"]
 
 
+def test_task_curves_begin_where_each_task_was_learned():
+    axes = plots.plot_task_curves([MATRIX, MATRIX - 4])
+    assert [ax.get_title(loc="left") for ax in axes] == ["task 1", "task 2", "task 3"]
+    for task, ax in enumerate(axes):
+        level, curve = ax.get_lines()
+        np.testing.assert_allclose(curve.get_xdata(), np.arange(task, 3) + 1)
+        np.testing.assert_allclose(curve.get_ydata(), MATRIX[task:, task] - 2)
+        assert level.get_ydata()[0] == MATRIX[task, task] - 2
+    assert len({ax.get_ylim() for ax in axes}) == 1
+    low, high = axes[0].get_ylim()
+    assert low < 60.25 - 4
+    assert high > 91.5
+
+
+def test_the_words_of_task_curves_name_what_gained_and_what_lost():
+    matrix = np.array([[90.0, nan, nan], [91.5, 80.0, nan], [60.25, 85.0, 70.0]])
+    text = plots.describe_task_curves([matrix])
+    assert "each of 3 tasks" in text
+    assert "Task 2 gained most: from 80.0 % to 85.0 %." in text
+    assert "Most was lost on task 1: 90.0 % when it was learned, 60.2 % at the end." in text
+    assert "gained" not in plots.describe_task_curves(MATRIX)  # from 80 to 80
+
+
+def run_of(epochs):
+    run = make_run(MATRIX)
+    run.history = [EpochRecord(t, e, 1.0, None, None, 0.1) for t, count in enumerate(epochs) for e in range(count)]
+    return run
+
+
+def test_epochs_show_every_run_and_their_mean():
+    runs = [run_of([3, 5, 2]), run_of([5, 5, 4])]
+    ax = plots.plot_epochs(runs)
+    np.testing.assert_allclose([line.get_ydata() for line in ax.get_lines()], [[3, 5, 2], [5, 5, 4]])
+    np.testing.assert_allclose([segment[0][1] for segment in ax.collections[0].get_segments()], [4, 5, 3])
+    text = plots.describe_epochs(runs)
+    assert "in 2 runs: from 2 to 5, 4 on average; fewest in task 3 with 3, most in task 2 with 5." in text
+
+
+def test_epochs_of_nothing_or_of_unlike_runs_are_an_error():
+    for runs in ([], [make_run(MATRIX), make_run(MATRIX[:2, :2])]):
+        for function in (plots.plot_epochs, plots.describe_epochs):
+            with pytest.raises(NesskitError, match="the same number of tasks"):
+                function(runs)
+
+
 def history(tasks=2, epochs=3, valid=None):
     return [
         EpochRecord(t, e, 1.0 / (e + 1) + t, valid, None, 0.1 / (t + 1)) for t in range(tasks) for e in range(epochs)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from nesskit.experiments.remarks import preset_of
 from nesskit.plots import display_name
-from nesskit.runs.comparison import Comparison, size_text
+from nesskit.report.results_table import published, split_whole
+from nesskit.runs.comparison import Comparison, Estimate, size_text
+from nesskit.runs.metrics import learning_accuracy
 from nesskit.runs.results import load_results
 from nesskit.settings import METHOD_SETTINGS
 
@@ -76,10 +79,19 @@ def test_the_figures_are_those_of_the_recorded_runs():
         assert f"| {display_name(method)} | {' | '.join(cells)} |" in README
 
 
-def test_the_reduced_runs_on_cifar100_are_those_recorded():
+def test_the_whole_runs_on_cifar100_are_those_recorded():
+    whole, _ = split_whole(load_results("split-cifar100", profiles=False))
+    runs = [run for run in whole if (run.config["method"], preset_of(run)) == ("ness", "nesskit-sgdm")]
+    assert [run.config["seed"] for run in runs] == [1, 2, 3, 4, 37]
+    (line,) = [line for line in published("split-cifar100") if line.label == "NESS, SGDm"]
+    (acc, acc_std), (bwt, bwt_std) = line.accuracy, line.transfer
+    accuracy = Estimate.of([run.average_accuracy for run in runs])
+    transfer = Estimate.of([run.backward_transfer for run in runs])
+    assert f"| published | {acc:.2f} ± {acc_std:.2f} | {bwt:.2f} ± {bwt_std:.2f} |" in README
+    assert f"| nesskit | {accuracy} | {transfer} | `nesskit-sgdm` |" in README
+    assert f"| {(accuracy.mean - acc) / acc_std:.1f} | {(transfer.mean - bwt) / bwt_std:.1f} | |" in README
     text = " ".join(README.split())
-    for run in load_results("split-cifar100"):
-        if run.config["method"] == "joint":
-            assert f"joint training {run.average_accuracy:.1f}" in text
-        elif run.config["training"]["epochs"] == 3:
-            assert f"{run.average_accuracy:.1f} / {run.backward_transfer:.1f}" in text
+    assert f"{Estimate.of([run.seconds for run in runs]).mean:.0f} seconds each" in text
+    learned = Estimate.of([learning_accuracy(run.accuracy) for run in runs]).mean
+    assert f"{acc - 0.9 * bwt - learned:.2f} of the {acc - accuracy.mean:.2f} points" in text
+    assert f"(± {((accuracy.std**2 + acc_std**2) / 5) ** 0.5:.2f})" in text

@@ -1,6 +1,7 @@
 """Recorded runs and the table that puts them beside the published figures."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from nesskit import configure, run
 from nesskit.cli import main
 from nesskit.errors import NesskitError, RunFolderError
 from nesskit.experiments.benchmarks import BENCHMARKS
-from nesskit.report.results_table import published, result_table
+from nesskit.report.results_table import published, result_table, split_whole
 from nesskit.runs.record import EpochRecord, Run
-from nesskit.runs.results import check_record, load_results, record_run, results_folder
+from nesskit.runs.results import check_record, load_result, load_results, record_run, results_folder
+from nesskit.spectra.profile import LayerProfile
 
 ENVIRONMENT = {"torch": "2.13.0", "device": "cuda (some GPU)", "threads": 2, "commit": "0123456789ab"}
 
@@ -47,7 +49,7 @@ def test_published_figures_are_those_of_the_paper():
 
 def test_a_whole_run_is_compared_in_units_of_the_published_deviation():
     row = cells([paper_run(72.20, 0.23, seed=1)])[0]
-    assert row["method"] == "NESS, SGDm"
+    assert row["method"] == "NESS, SGDm (paper-sgdm)"
     assert row["ours: ACC / BWT %"] == "72.20 / 0.23"
     assert row["difference, in published std"] == "-1.0 / +0.5"  # (72.20 - 72.46) / .26 and (.23 - .03) / .40
     assert row["seeds"] == "1"
@@ -60,6 +62,19 @@ def test_seeds_are_gathered_in_one_row():
     row = cells([paper_run(72.0, 0.0, seed=1), paper_run(73.0, 0.0, seed=2)])[0]
     assert row["ours: ACC / BWT %"].startswith("72.50 ± 0.71")
     assert row["seeds"] == "1, 2"
+
+
+def test_presets_of_one_published_line_stand_beside_it_each_with_its_protocol():
+    first, second = cells([paper_run(72.46, 0, seed=1), paper_run(72.72, 0, seed=1, preset="nesskit-sgdm")])[:2]
+    assert (first["method"], second["method"]) == ("NESS, SGDm (paper-sgdm)", "NESS, SGDm (nesskit-sgdm)")
+    assert first["published: ACC / BWT %"] == second["published: ACC / BWT %"] == "72.46 ± 0.26 / 0.03 ± 0.40"
+    assert [row["difference, in published std"].split(" / ")[0] for row in (first, second)] == ["+0.0", "+1.0"]
+
+
+def test_whole_runs_come_before_reduced_ones():
+    reduced, other = paper_run(60, 0, seed=1, epochs=3), paper_run(70, 0, seed=1, method="gpm", preset="published")
+    assert split_whole([reduced, other]) == ([other], [reduced])
+    assert [row["method"] for row in cells([reduced, other])[-2:]] == ["gpm (published)", "ness (paper-sgdm, reduced)"]
 
 
 def test_a_reduced_run_is_never_called_a_reproduction():
@@ -94,15 +109,52 @@ def test_a_recorded_run_comes_back_as_it_was(tmp_path):
     np.testing.assert_allclose([e.valid_loss for e in loaded.history], [e.valid_loss for e in made.history], rtol=1e-3)
 
 
+def test_layer_profiles_are_kept_beside_the_record_and_small(tmp_path):
+    made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
+    path = record_run(made, tmp_path / "results")
+    numbers = sum(3 * len(profile.sigma_squared) for profile in made.profiles)
+    assert path.with_suffix(".npz").stat().st_size < 4 * numbers + 5000  # float32, and what a file needs to be one
+    (loaded,) = load_results("split-digits", tmp_path / "results")
+    assert len(loaded.profiles) == len(made.profiles) > 0
+    for ours, theirs in zip(loaded.profiles, made.profiles, strict=True):
+        for field in fields(LayerProfile):
+            value, expected = getattr(ours, field.name), getattr(theirs, field.name)
+            if isinstance(expected, np.ndarray):
+                assert value.dtype == np.float64
+                np.testing.assert_array_equal(value, expected.astype(np.float32))
+            else:
+                assert value == expected
+    (light,) = load_results("split-digits", tmp_path / "results", profiles=False)
+    assert light.profiles == []
+
+
+def test_a_method_without_profiles_is_recorded_without(tmp_path):
+    made = run("split-digits", method="finetune", epochs=1, runs=tmp_path / "runs", progress=False)
+    path = record_run(made, tmp_path / "results")
+    assert [there.name for there in path.parent.iterdir()] == [path.name]
+    assert load_result(path).profiles == []
+
+
 def test_recording_never_overwrites_another_result(tmp_path):
     made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
     path = record_run(made, tmp_path / "results")
     record_run(made, tmp_path / "results")  # the same once more is no harm
+    before = {there: there.read_bytes() for there in path.parent.iterdir()}
     made.seconds += 1
-    before = path.read_text()
-    with pytest.raises(RunFolderError, match="holds another result"):
+    with pytest.raises(RunFolderError, match=r"\.json holds another result"):
         record_run(made, tmp_path / "results")
-    assert path.read_text() == before
+    made.seconds -= 1
+    made.profiles = made.profiles[1:]
+    with pytest.raises(RunFolderError, match=r"\.npz holds another result"):
+        record_run(made, tmp_path / "results")
+    assert {there: there.read_bytes() for there in path.parent.iterdir()} == before
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
+    (tmp_path / "results").write_text("in the way")
+    with pytest.raises(RunFolderError, match="cannot record"):
+        record_run(made, tmp_path / "results")
 
 
 @pytest.mark.parametrize(
@@ -153,9 +205,32 @@ def test_the_table_on_the_command_line(capsys):
     assert set(markdown[1]) == {"|", "-"}
 
 
+def test_reduced_runs_are_folded_away(tmp_path, capsys):
+    made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
+    table = ["table", "split-digits", "--results", str(tmp_path / "results")]
+    for seed in (0, 1):
+        made.config["seed"] = seed
+        record_run(made, tmp_path / "results")
+        main(table)
+        main([*table, "--markdown"])
+        count = "1 run is" if seed == 0 else "2 runs are"
+        note = f"{count} reduced or changed, so no reproduction: nesskit table split-digits --all shows them too."
+        assert capsys.readouterr().out.split("\n") == ["", note] * 2 + [""]
+    main([*table, "--all"])
+    shown = capsys.readouterr().out
+    assert "ness (default, reduced)" in shown
+    assert "0, 1" in shown
+    assert "are reduced or changed" not in shown
+
+
+def test_a_table_without_any_run_says_so(tmp_path, capsys):
+    main(["table", "split-digits", "--results", str(tmp_path)])
+    assert "No run of split-digits is recorded yet" in capsys.readouterr().out
+
+
 def test_a_run_is_recorded_from_the_command_line(tmp_path, capsys):
     made = run("split-digits", epochs=1, runs=tmp_path / "runs", progress=False)
     main(["record", str(made.folder), "--results", str(tmp_path / "results")])
     assert "recorded:" in capsys.readouterr().out
-    main(["table", "split-digits", "--results", str(tmp_path / "results")])
+    main(["table", "split-digits", "--all", "--results", str(tmp_path / "results")])
     assert "not a reproduction" in capsys.readouterr().out.replace("\n", " ")

@@ -15,6 +15,7 @@ from nesskit.plots.accuracy import (
     accuracy_so_far,
     cell_colours,
     describe_accuracy_matrix,
+    describe_task_curves,
     describe_worst_task,
     is_joint,
     legend_fits,
@@ -23,6 +24,7 @@ from nesskit.plots.accuracy import (
     plot_accuracy_matrix,
     plot_accuracy_over_time,
     plot_final_accuracy,
+    plot_task_curves,
     short_names,
 )
 from nesskit.plots.comparison import plot_costs, plot_tradeoff
@@ -64,7 +66,12 @@ from nesskit.plots.network import (
     plot_free_rank,
 )
 from nesskit.plots.notebook import show
-from nesskit.plots.published import describe_published, plot_published
+from nesskit.plots.published import (
+    describe_beside_published,
+    describe_published,
+    plot_beside_published,
+    plot_published,
+)
 from nesskit.plots.spectra import (
     RULE_LOOKS,
     describe_null_space,
@@ -77,7 +84,7 @@ from nesskit.plots.spectra import (
     rule_name,
 )
 from nesskit.plots.sweeps import describe_sweep, plot_sweep, save_sweep
-from nesskit.plots.training import plot_learning_rate, plot_loss
+from nesskit.plots.training import describe_epochs, plot_epochs, plot_learning_rate, plot_loss
 
 __all__ = [
     "BLACK",
@@ -104,8 +111,10 @@ __all__ = [
     "cell_colours",
     "contrast",
     "describe_accuracy_matrix",
+    "describe_beside_published",
     "describe_capacity",
     "describe_drift",
+    "describe_epochs",
     "describe_feature_drift",
     "describe_frontier",
     "describe_interference",
@@ -115,6 +124,7 @@ __all__ = [
     "describe_spectrum",
     "describe_stability",
     "describe_sweep",
+    "describe_task_curves",
     "describe_worst_task",
     "display_name",
     "is_joint",
@@ -124,9 +134,11 @@ __all__ = [
     "method_looks",
     "plot_accuracy_matrix",
     "plot_accuracy_over_time",
+    "plot_beside_published",
     "plot_capacity",
     "plot_costs",
     "plot_drift",
+    "plot_epochs",
     "plot_feature_drift",
     "plot_final_accuracy",
     "plot_free_rank",
@@ -142,6 +154,7 @@ __all__ = [
     "plot_spectrum",
     "plot_stability",
     "plot_sweep",
+    "plot_task_curves",
     "plot_tradeoff",
     "rule_name",
     "save_sweep",

@@ -26,6 +26,7 @@ from nesskit.plots.drawing import (
     cell_font_size,
     draw_cell,
     frame_cells,
+    grid_of_axes,
     label_lines,
     mix,
     name_ticks,
@@ -343,6 +344,52 @@ def matrices_of(results: Results) -> Array:
 def mean_matrix(results: Results) -> Array:
     """(T, T) percent, the mean over seeds; NaN where a seed has no value."""
     return matrices_of(results).mean(axis=0)
+
+
+def plot_task_curves(results: Results) -> list[Axes]:
+    """Accuracy on every task from when it was learned to the end: small multiples in a figure of their own.
+
+    Lines are means over seeds, bands ± one standard deviation (n - 1); a dotted line goes on from where each began.
+
+    Args:
+        results: one run, the runs of several seeds, or their matrices.
+    """
+    matrices = matrices_of(results)
+    count = matrices.shape[1]
+    with style():
+        axes = grid_of_axes(count, (1.75, 1.6), columns=5)
+        for task, ax in enumerate(axes):
+            x, values = np.arange(task + 1.0, count + 1), matrices[:, task:, task]
+            mean, spread = values.mean(axis=0), _spread(values)
+            tidy(ax)
+            ax.axhline(mean[0], color=MUTED, linestyle=":", linewidth=1.2)
+            ax.fill_between(x, mean - spread, mean + spread, color=BLUE, alpha=0.16, linewidth=0)
+            ax.plot(x, mean, color=BLUE, marker="o" if task == count - 1 else "")
+            ax.set_title(f"task {task + 1}", loc="left", color=INK, fontsize=10)
+            ax.set_xlim(0.5, count + 0.5)
+            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        _fit_together(axes, matrices)
+        axes[0].set_ylabel("accuracy (%)")
+        axes[count - 1].set_xlabel("tasks learned")
+    return axes
+
+
+def _fit_together(axes: Sequence[Axes], matrices: Array) -> None:
+    """The same limits for every task, so that heights can be compared."""
+    _fit_percent(axes[0], [matrices[:, :, task] for task in range(matrices.shape[1])])
+    for ax in axes[1:]:
+        ax.set_ylim(axes[0].get_ylim())
+
+
+def describe_task_curves(results: Results, tasks: Sequence[str] | None = None) -> str:
+    """The curves in words, as alternative text: how many, and the tasks that gained and lost most."""
+    mean = mean_matrix(results)
+    changes = metrics.backward_transfer_per_task(mean)
+    text = f"Accuracy on each of {len(mean)} tasks from when it was learned to the end."
+    if len(changes) and np.nanmax(changes) >= 0.05:
+        best = int(np.nanargmax(changes))
+        text += f" Task {best + 1} gained most: from {mean[best, best]:.1f} % to {mean[-1, best]:.1f} %."
+    return f"{text} {describe_worst_task(mean, tasks)}".strip()
 
 
 def _final_row(matrix: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Published results as a figure: what a table of means and deviations looks like."""
+"""Published results as figures: what a table of means and deviations looks like, and our runs beside a line of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from nesskit.errors import NesskitError
-from nesskit.plots.drawing import BLUE, GREY, INK, plain, style, tidy
+from nesskit.plots.drawing import BLUE, GREY, INK, MUTED, plain, style, tidy
+from nesskit.runs.comparison import Estimate
+from nesskit.runs.record import Run
 
 
 class PublishedLine(Protocol):
@@ -89,3 +91,53 @@ def describe_published(lines: Sequence[PublishedLine], highlight: str = "ness") 
     text += f"down to {last.label} with {last.accuracy[0]:g} %."
     places = " and ".join(str(place) for place in ranks)
     return text + (f" {highlight.upper()} stands at place {places}." if ranks else "")
+
+
+def plot_beside_published(runs: Sequence[Run], line: PublishedLine) -> Figure:
+    """ACC and BWT of our runs beside those of a published line: mean ± one standard deviation each, a dot a seed.
+
+    Raises:
+        NesskitError: there is no run.
+    """
+    ours = _measures(runs)
+    with style():
+        figure, axes = plt.subplots(1, 2, figsize=(8.6, 1.9), sharey=True, layout="constrained", squeeze=True)
+        for ax, values, theirs in zip(axes, ours, (line.accuracy, line.transfer), strict=True):
+            tidy(ax)
+            ax.grid(axis="x")
+            estimate = Estimate.of(values)
+            ax.errorbar(theirs[0], 1, xerr=theirs[1], fmt="o", color=GREY, markersize=6, elinewidth=1.6)
+            ax.errorbar(estimate.mean, 0, xerr=estimate.std, fmt="D", color=BLUE, markersize=7, elinewidth=1.6)
+            ax.plot(values, [-0.45] * len(values), "|", color=BLUE, markersize=9, markeredgewidth=1.4)
+            ax.margins(x=0.12)
+        axes[0].set_yticks([1, 0, -0.45], ["published", "ours", "seed by seed"])
+        axes[0].set_ylim(-0.9, 1.5)
+        axes[0].tick_params(axis="y", labelcolor=INK, length=0)
+        axes[0].set_xlabel("average accuracy ACC (%)")
+        axes[1].axvline(0, color=MUTED, linewidth=0.8, zorder=1)
+        axes[1].set_xlabel("backward transfer BWT (points)")
+    return figure
+
+
+def describe_beside_published(runs: Sequence[Run], line: PublishedLine) -> str:
+    """The figure in words, as alternative text."""
+    theirs = (line.accuracy, line.transfer)
+    parts = [_against(*each) for each in zip(("ACC", "BWT"), _measures(runs), theirs, strict=True)]
+    seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    return f"{line.label}, our {seeds} beside the published line: {'; '.join(parts)}."
+
+
+def _against(name: str, values: Sequence[float], theirs: tuple[float, float]) -> str:
+    """``ACC 71.54 ± 0.37 against 72.46 ± 0.26, 3.6 published deviations below``."""
+    ours, (mean, std) = Estimate.of(values), theirs
+    text = f"{name} {ours} against {mean:.2f} ± {std:.2f}"
+    if not std:
+        return text
+    return f"{text}, {abs(ours.mean - mean) / std:.1f} published deviations {'below' if ours.mean < mean else 'above'}"
+
+
+def _measures(runs: Sequence[Run]) -> tuple[list[float], list[float]]:
+    """ACC and BWT, a value a run."""
+    if not runs:
+        raise NesskitError("there is no run to put beside the published line")
+    return [run.average_accuracy for run in runs], [run.backward_transfer for run in runs]

@@ -1,4 +1,4 @@
-"""How training went: loss and learning rate, epoch after epoch."""
+"""How training went: loss and learning rate, epoch after epoch, and how many epochs there were."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from nesskit.plots.drawing import BLUE, GRID, INK, VERMILLION, Array, new_axes, plain_log_scale, style, tidy
-from nesskit.runs.record import EpochRecord
+from nesskit.errors import NesskitError
+from nesskit.plots.drawing import BLUE, GREY, GRID, INK, VERMILLION, Array, new_axes, plain_log_scale, style, tidy
+from nesskit.runs.record import EpochRecord, Run
 
 
 def plot_loss(history: Sequence[EpochRecord], ax: Axes | None = None) -> Axes:
@@ -43,6 +44,43 @@ def plot_learning_rate(history: Sequence[EpochRecord], ax: Axes | None = None) -
         _mark_tasks(ax, history)
         ax.set_ylabel("learning rate")
     return ax
+
+
+def plot_epochs(runs: Sequence[Run], ax: Axes | None = None) -> Axes:
+    """How many epochs each task was trained for: a dot for every run, a line at their mean.
+
+    Raises:
+        NesskitError: there is no run.
+    """
+    counts = _epochs(runs)
+    x = np.arange(1.0, counts.shape[1] + 1)
+    with style():
+        ax = new_axes((6.2, 2.8)) if ax is None else ax
+        tidy(ax)
+        ax.plot(x, counts.T, "o", color=GREY, markersize=4.5, markeredgewidth=0)
+        ax.hlines(counts.mean(axis=0), x - 0.3, x + 0.3, color=BLUE, linewidth=2.2)
+        ax.set_xticks(x, [f"{task:g}" for task in x])
+        ax.set_ylim(0)
+        ax.set_xlabel("task")
+        ax.set_ylabel("epochs")
+    return ax
+
+
+def describe_epochs(runs: Sequence[Run]) -> str:
+    """The epochs of the tasks in words, as alternative text."""
+    counts = _epochs(runs)
+    means = counts.mean(axis=0)
+    few, many = int(means.argmin()), int(means.argmax())
+    many_runs = "one run" if len(runs) == 1 else f"{len(runs)} runs"
+    text = f"Epochs of each task in {many_runs}: from {counts.min()} to {counts.max()}, {counts.mean():.0f} on average"
+    return f"{text}; fewest in task {few + 1} with {means[few]:.0f}, most in task {many + 1} with {means[many]:.0f}."
+
+
+def _epochs(runs: Sequence[Run]) -> Array:
+    """(runs, T) epochs of every task."""
+    if not runs or len({len(run.tasks) for run in runs}) != 1:
+        raise NesskitError("epochs are drawn of one run or several, all of the same number of tasks")
+    return np.array([run.epochs_per_task for run in runs])
 
 
 def _epoch_positions(history: Sequence[EpochRecord]) -> Array:

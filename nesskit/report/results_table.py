@@ -10,7 +10,7 @@ from typing import Any
 
 from nesskit.errors import NesskitError
 from nesskit.experiments.configure import get_benchmark
-from nesskit.experiments.remarks import is_reduced, remarks
+from nesskit.experiments.remarks import is_reduced, preset_of, remarks
 from nesskit.runs.comparison import Estimate, size_text
 from nesskit.runs.record import Run
 
@@ -24,14 +24,14 @@ HEADER = [
 class Published:
     """One published line: mean and standard deviation over five seeds, in percent.
 
-    ``method`` and ``preset`` say which of our runs belong beside it; without a preset, none does yet.
+    ``method`` and ``presets`` say which of our runs belong beside it; without presets, none does yet.
     """
 
     label: str
     method: str
     accuracy: tuple[float, float]
     transfer: tuple[float, float]
-    preset: str | None = None
+    presets: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -39,16 +39,26 @@ def published(benchmark: str) -> list[Published]:
     """The published results on ``benchmark`` (paper, Table 1); empty where nobody published any."""
     content = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
     return [
-        Published(**{**line, "accuracy": tuple(line["accuracy"]), "transfer": tuple(line["transfer"])})
+        Published(**{**line, **{key: tuple(line.get(key, ())) for key in ("accuracy", "transfer", "presets")}})
         for line in content.get(benchmark, [])
     ]
 
 
-def result_table(benchmark: str, runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells: published lines with the runs that belong beside them, then our other runs.
+def split_whole(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Runs of a whole benchmark with the settings of a preset, and those that are reduced or changed."""
+    whole: list[Run] = []
+    others: list[Run] = []
+    for run in runs:
+        (others if remarks(run) else whole).append(run)
+    return whole, others
 
-    A difference stands only where the runs are the whole benchmark with the preset's own settings: a reduced or changed
-    run is no reproduction, and its row says in what.
+
+def result_table(benchmark: str, runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: published lines with the runs that belong beside them, then our other runs, whole ones first.
+
+    Every set of settings has a row of its own that names its preset, and so its protocol. A difference stands only
+    where the runs are the whole benchmark with the preset's own settings: a reduced or changed run is no reproduction,
+    and its row says in what.
 
     Seconds are those of a run, memory is what the method keeps between tasks.
 
@@ -67,11 +77,13 @@ def result_table(benchmark: str, runs: Sequence[Run]) -> tuple[list[str], list[l
             key
             for key, group in groups.items()
             if not remarks(group[0])
-            and (group[0].config["method"], group[0].config["preset"]) == (line.method, line.preset)
+            and group[0].config["method"] == line.method
+            and preset_of(group[0]) in line.presets
         ]
         shown.update(beside)
         rows += [_row(groups[key], line) for key in beside] or [_row([], line)]
-    rows += [_row(group, None) for key, group in groups.items() if key not in shown]
+    others = [group for key, group in groups.items() if key not in shown]
+    rows += [_row(group, None) for group in sorted(others, key=lambda group: bool(remarks(group[0])))]
     return HEADER, rows
 
 
@@ -88,7 +100,7 @@ def _row(group: Sequence[Run], line: Published | None) -> list[str]:
     accuracy = Estimate.of([run.average_accuracy for run in group])
     transfer = Estimate.of([run.backward_transfer for run in group])
     return [
-        line.label if line else _label(group[0]),
+        _label(group[0] if group else None, line),
         f"{accuracy} / {transfer}" if group else "–",
         f"{_mean_std(line.accuracy)} / {_mean_std(line.transfer)}" if line else "–",
         _difference(accuracy, transfer, line) if group and line else "–",
@@ -102,9 +114,12 @@ def _row(group: Sequence[Run], line: Published | None) -> list[str]:
     ]
 
 
-def _label(run: Run) -> str:
+def _label(run: Run | None, line: Published | None) -> str:
+    """The published name, or that of the method, and behind it the protocol of our runs."""
+    if run is None:
+        return line.label if line else ""
     reduced = ", reduced" if is_reduced(run) else ""
-    return f"{run.config['method']} ({run.config['preset']}{reduced})"
+    return f"{line.label if line else run.config['method']} ({preset_of(run)}{reduced})"
 
 
 def _remarks(group: Sequence[Run], line: Published | None) -> list[str]:

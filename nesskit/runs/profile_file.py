@@ -15,13 +15,11 @@ from nesskit.spectra.profile import LayerProfile
 
 LARGEST = 1 << 30  # bytes; the profiles of a hundred tasks of a large network are a hundredth of it
 _FIELDS = tuple(item.name for item in fields(LayerProfile))
-
-
 _VECTORS = ("sigma_squared", "update_energy", "weight_energy")  # the (d,) fields of a LayerProfile
 
 
-def pack_profiles(profiles: Sequence[LayerProfile]) -> dict[str, Any]:
-    """Profiles as one list or array a field, for a file.
+def pack_profiles(profiles: Sequence[LayerProfile], dtype: type[np.floating] = np.float64) -> dict[str, Any]:
+    """Profiles as one list or array a field, for a file; vectors as ``dtype``.
 
     The vectors of all profiles lie end to end, ``dimension`` tells where to cut: what a file takes to write grows with
     the number of its arrays much more than with their sizes, and every task adds profiles.
@@ -29,7 +27,7 @@ def pack_profiles(profiles: Sequence[LayerProfile]) -> dict[str, Any]:
     packed: dict[str, Any] = {"dimension": [len(profile.sigma_squared) for profile in profiles]}
     for name in _FIELDS:
         values = [getattr(profile, name) for profile in profiles]
-        packed[name] = np.concatenate([np.empty(0), *values]) if name in _VECTORS else values
+        packed[name] = np.concatenate([np.empty(0), *values]).astype(dtype) if name in _VECTORS else values
     return packed
 
 
@@ -46,7 +44,7 @@ def unpack_profiles(packed: Mapping[str, Any] | list[dict[str, Any]]) -> list[La
 
 
 def load_profiles(path: Path) -> list[LayerProfile]:
-    """The profiles in the file ``path``, of this format or an older one.
+    """The profiles in the file ``path``, of this format or an older one; their vectors are in float64.
 
     Raises:
         ValueError: the file is damaged, or holds something else.
@@ -79,9 +77,16 @@ def _arrays(path: Path) -> dict[str, Any]:
         if damaged:
             raise ValueError(f"the checksum of '{damaged}' in it is wrong")
         with np.load(path, allow_pickle=False) as stored:
-            return {key: values if values.ndim else values.item() for key, values in stored.items()}
+            return {key: _plain(values) for key, values in stored.items()}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, MemoryError, RuntimeError) as error:
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _plain(values: np.ndarray) -> Any:
+    """A number where there is one; vectors in double precision, so that sums over them are exact enough."""
+    if not values.ndim:
+        return values.item()
+    return values.astype(np.float64) if values.dtype == np.float32 else values
 
 
 def _check(profile: LayerProfile) -> None:

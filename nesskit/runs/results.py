@@ -1,19 +1,28 @@
-"""Recorded runs: small JSON files that the project keeps, each with everything needed to believe it.
+"""Recorded runs: small files that the project keeps, each with everything needed to believe it.
 
-A recorded run is a run's record: settings, seed, environment (versions, device, threads, commit), checksums of the
-data, accuracies, and the losses of every epoch in a compact form.
+A recorded run is a run's record as JSON: settings, seed, environment (versions, device, threads, commit), checksums of
+the data, accuracies, and the losses of every epoch in a compact form. Where the run has layer profiles, they lie beside
+it under the same name, as ``.npz``.
 """
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from nesskit.errors import RunFolderError
 from nesskit.runs.checking import check_values, parse_record
+from nesskit.runs.profile_file import load_profiles, pack_profiles
 from nesskit.runs.record import Run
+from nesskit.spectra.profile import LayerProfile
 from nesskit.userfiles import folder_name
+from nesskit.wholefile import write_whole
 
 NEEDED = ("config", "environment", "data", "accuracy", "seconds", "history")
 
@@ -30,8 +39,10 @@ def results_folder() -> Path:
 def record_run(run: Run, folder: Path | str | None = None) -> Path:
     """Keep ``run`` as ``<folder>/<benchmark>/<method>-<preset>-seed<seed>-<settings>.json``; never over another result.
 
+    Its layer profiles, if it has any, lie beside it as ``.npz``.
+
     Raises:
-        RunFolderError: the run lacks provenance, or another result lies there already.
+        RunFolderError: the run lacks provenance, another result lies there already, or nothing can be written there.
     """
     record = run.to_dict()
     if run.folder is None:
@@ -42,33 +53,59 @@ def record_run(run: Run, folder: Path | str | None = None) -> Path:
     name = f"{method}-{config['preset']}-seed{config['seed']}-{run.folder.name.rpartition('-')[2]}.json"
     path = Path(folder or results_folder()) / folder_name(config["benchmark"]) / name
     text = json.dumps(_compact(record), indent=1, allow_nan=False) + "\n"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise RunFolderError(f"{path} holds another result of the same settings and seed: move it away first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    contents = {path.with_suffix(".npz"): _small(run.profiles)} if run.profiles else {}
+    contents[path] = text.encode()  # last: a record that can be read is complete
+    try:
+        for place, content in contents.items():
+            if place.exists() and place.read_bytes() != content:
+                raise RunFolderError(f"{place} holds another result of the same settings and seed: move it away first")
+        for place, content in contents.items():
+            write_whole(place, partial(_write, content))
+    except OSError as error:
+        raise RunFolderError(f"cannot record {run.folder} as {path}: {error.strerror}") from error
     return path
 
 
-def load_results(benchmark: str, folder: Path | str | None = None) -> list[Run]:
+def load_results(benchmark: str, folder: Path | str | None = None, profiles: bool = True) -> list[Run]:
     """Every recorded run of ``benchmark``, checked, by method, preset and seed.
+
+    Args:
+        benchmark: its name.
+        folder: where recorded runs lie; None: ``data/results``.
+        profiles: whether to read layer profiles too, which takes longer than all the rest.
 
     Raises:
         RunFolderError: a file is damaged or lacks provenance; says which and what.
     """
-    runs = []
-    for path in sorted((Path(folder or results_folder()) / folder_name(benchmark)).glob("*.json")):
-        try:
-            record = parse_record(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"{path} is no recorded run: {error}") from error
-        check_record(record, str(path))
-        try:
-            record = _expanded(record)
-            check_values(record)
-            runs.append(Run.from_dict(record))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RunFolderError(f"{path} is damaged: {error}") from error
+    paths = sorted((Path(folder or results_folder()) / folder_name(benchmark)).glob("*.json"))
+    runs = [load_result(path, profiles) for path in paths]
     return sorted(runs, key=lambda run: (run.config["method"], run.config["preset"], run.config["seed"]))
+
+
+def load_result(path: Path | str, profiles: bool = True) -> Run:
+    """The recorded run in the file ``path``, checked; with its layer profiles, if there are any and they are wanted.
+
+    Raises:
+        RunFolderError: the file, or that of its profiles, is damaged or lacks provenance; says which and what.
+    """
+    path = Path(path)
+    try:
+        record = parse_record(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} is no recorded run: {error}") from error
+    check_record(record, str(path))
+    try:
+        record = _expanded(record)
+        check_values(record)
+        run = Run.from_dict(record)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunFolderError(f"{path} is damaged: {error}") from error
+    beside = path.with_suffix(".npz")
+    try:
+        run.profiles = load_profiles(beside) if profiles and beside.exists() else []
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{beside} holds no layer profiles: {error}") from error
+    return run
 
 
 def check_record(record: Any, where: str) -> None:
@@ -89,6 +126,17 @@ def check_record(record: Any, where: str) -> None:
         raise RunFolderError(
             f"{where} cannot be recorded or shown, its provenance is incomplete: no {', '.join(missing)}"
         )
+
+
+def _write(content: bytes, stream: BinaryIO) -> None:
+    stream.write(content)
+
+
+def _small(profiles: Sequence[LayerProfile]) -> bytes:
+    """The file of layer profiles: in float32, and not compressed, so that equal profiles are equal files."""
+    stream = io.BytesIO()
+    np.savez(stream, **pack_profiles(profiles, np.float32))
+    return stream.getvalue()
 
 
 def _compact(record: dict[str, Any]) -> dict[str, Any]:

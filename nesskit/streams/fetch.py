@@ -151,7 +151,7 @@ def _from_mirror(mirror: str, entry: RegistryEntry, download: bool) -> VerifiedF
     remote = mirror.startswith(("http://", "https://"))
     folder = _copy_of_remote_mirror(mirror) if remote else Path(mirror).expanduser().absolute()
     try:
-        expected = (_remote_sums(mirror, folder) if remote else _read_sums(folder)).get(entry.name)
+        expected = (_remote_sums(mirror, folder) if remote else read_sums(folder)).get(entry.name)
     except DataError:  # the cache cannot be written; it is a ValueError, too
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -190,13 +190,18 @@ def _remote_sums(mirror: str, folder: Path) -> dict[str, str]:
     except (OSError, ValueError, http.client.HTTPException):
         if not (folder / SUMS).is_file():
             raise
-        return _read_sums(folder)
+        return read_sums(folder)
     sums = _parse_sums(content.decode())  # before it replaces a list that may be a good one
     _write(folder / SUMS, content)
     return sums
 
 
-def _read_sums(folder: Path) -> dict[str, str]:
+def read_sums(folder: Path) -> dict[str, str]:
+    """What the SHA256SUMS in ``folder`` says: file name -> SHA-256.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no such list.
+    """
     return _parse_sums((folder / SUMS).read_text(encoding="utf-8"))
 
 

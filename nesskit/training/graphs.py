@@ -89,6 +89,7 @@ class ReplayedSteps(Steps):
         self.taken.clear()
         if lr != self.lr:
             self.recorded.clear()
+            self.optimizer.zero_grad()  # gradients lie in the memory of what was recorded
             self.lr = lr
 
     def take(self, data: TaskData, rows: Tensor) -> None:
@@ -122,7 +123,7 @@ class CUDAGraphSteps(ReplayedSteps):
     def __init__(self, step: Callable[[Batch], Tensor], optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         super().__init__(step, optimizer, device)
         self.stream = torch.cuda.Stream(device)
-        self.memory = torch.cuda.graph_pool_handle()  # one for all: nothing in it is needed from one step to the next
+        self.memory = torch.cuda.graph_pool_handle()
 
     def _take_eagerly(self, data: TaskData, rows: Tensor, watched: bool) -> None:
         """On the stream on which steps will be recorded, as torch asks for."""
@@ -146,6 +147,9 @@ class CUDAGraphSteps(ReplayedSteps):
         Raises:
             TrainingError: it cannot be recorded.
         """
+        if not self.recorded:
+            # One for all graphs at a time: nothing in it is needed from one step to the next.
+            self.memory = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may go on with work of their own meanwhile.

@@ -56,7 +56,7 @@ class Stopwatch:
         """Read both kinds of runs anew; what cannot be read tells nothing."""
         self._here = list(_readable(sorted((self.runs / self.benchmark).glob("*/*"))))
         try:
-            self._recorded = load_results(self.benchmark, self.results)
+            self._recorded = load_results(self.benchmark, self.results, profiles=False)
         except NesskitError:
             self._recorded = []
 

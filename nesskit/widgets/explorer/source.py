@@ -1,4 +1,4 @@
-"""Where the threshold explorer finds layer profiles: runs on disk or in memory, bare profiles, a model and moments."""
+"""Where the threshold explorer finds layer profiles: run folders, recorded runs, bare profiles, a model in memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from nesskit.analysis.checks import Matrix, check_profiles, check_same_layers
 from nesskit.errors import NesskitError
 from nesskit.experiments.benchmarks import BENCHMARKS
 from nesskit.experiments.configure import configure
+from nesskit.experiments.remarks import preset_of
 from nesskit.plots import rule_name
 from nesskit.runs.folder import load_run
 from nesskit.runs.record import Run
+from nesskit.runs.results import load_result, results_folder
 from nesskit.settings import NESSSettings, RunSettings
 from nesskit.spectra.filters import Filter, FrobeniusThreshold, Threshold, parse_filter
 from nesskit.spectra.moment import Moment
@@ -36,6 +38,7 @@ class Source:
         settings: what to train again with another threshold; None if that is not known.
         rule: the filter that the update was trained with, if any.
         seconds: how long the run took; 0 if there was none.
+        device: what a recorded run was made on; empty for all others.
         own_model: whether model and moments were given in memory.
     """
 
@@ -45,6 +48,7 @@ class Source:
     settings: RunSettings | None = None
     rule: Filter | None = None
     seconds: float = 0.0
+    device: str = ""
     own_model: bool = False
 
     def task_name(self, task: int) -> str:
@@ -101,10 +105,18 @@ def source_of_model(
     return Source("your model", _curves(profiles), own_model=True)
 
 
-def find_runs(runs: Path | str, benchmark: str = "") -> dict[str, Path]:
-    """Label → folder of every run with profiles under ``runs``, sorted; of one benchmark if it is named."""
-    found = {}
-    for path in sorted(Path(runs).glob(f"{benchmark or '*'}/*/*/profiles.npz")):
+def find_runs(runs: Path | str, benchmark: str = "", results: Path | str | None = None) -> dict[str, Path]:
+    """Label → place of every run with profiles, sorted; of one benchmark if it is named.
+
+    First the folders of those under ``runs``, then the files of those that are recorded in ``results`` (None:
+    ``data/results``).
+    """
+    return {**_in_folders(Path(runs), benchmark), **_recorded(Path(results or results_folder()), benchmark)}
+
+
+def _in_folders(runs: Path, benchmark: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(runs.glob(f"{benchmark or '*'}/*/*/profiles.npz")):
         try:
             config = json.loads((path.parent / "record.json").read_text(encoding="utf-8"))["config"]
             label = run_label(config)
@@ -114,9 +126,35 @@ def find_runs(runs: Path | str, benchmark: str = "") -> dict[str, Path]:
     return found
 
 
-def load_source(folder: Path | str) -> Source:
-    """The run in ``folder``."""
-    return source_of_run(load_run(folder))
+def _recorded(results: Path, benchmark: str) -> dict[str, Path]:
+    found = {}
+    for path in sorted(results.glob(f"{benchmark or '*'}/*.npz")):
+        record = path.with_suffix(".json")
+        try:
+            label = _recorded_label(_load_recorded(record, profiles=False))
+        except NesskitError:
+            label = f"{path.parent.name}/{path.stem}"  # choosing it will say what is wrong
+        found[label] = record
+    return found
+
+
+def load_source(path: Path | str) -> Source:
+    """The run in the folder ``path``, or the recorded one in the file ``path``."""
+    if Path(path).suffix != ".json":
+        return source_of_run(load_run(path))
+    run = _load_recorded(path)
+    return dataclasses.replace(source_of_run(run), label=_recorded_label(run), device=run.environment["device"])
+
+
+def _load_recorded(path: Path | str, profiles: bool = True) -> Run:
+    """A recorded run, with its preset under the name that it has today."""
+    run = load_result(path, profiles)
+    run.config["preset"] = preset_of(run)
+    return run
+
+
+def _recorded_label(run: Run) -> str:
+    return f"{run_label(run.config)}, recorded on {run.environment['device']}"
 
 
 def run_label(config: Mapping[str, Any]) -> str:

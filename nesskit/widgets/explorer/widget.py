@@ -72,12 +72,13 @@ class ThresholdExplorer(widgets.VBox):
 
     Args:
         source: a run or its folder, the name of a benchmark, layer profiles, or a model in memory (with its moments).
-            By default every run with profiles under ``runs`` can be chosen.
+            By default every run with profiles under ``runs`` can be chosen, and every recorded one.
         moments: of the layers' old inputs, for a model in memory; see :func:`nesskit.collect_moments`.
         updates: how a new task would change the weights; by default a change in every direction alike.
         train: trains a model in memory, in the foreground: ``train(rule, listeners) -> Run``.
         rule, eps, task, layer, side_by_side: where to start; see :class:`State`.
         runs: where runs lie, and where new ones go.
+        results: where recorded runs lie; None: ``data/results``.
 
     Attributes:
         state: where the explorer stands; set it through :meth:`set`.
@@ -93,13 +94,14 @@ class ThresholdExplorer(widgets.VBox):
         *,
         train: Train | None = None,
         runs: Path | str = "runs",
+        results: Path | str | None = None,
         rule: str | None = None,
         eps: float | None = None,
         task: int | None = None,
         layer: str = "",
         side_by_side: bool = False,
     ) -> None:
-        self.runs, self._train = Path(runs), train
+        self.runs, self.results, self._train = Path(runs), results, train
         self.source: Source | None = None
         self.state, self.message = State(), ""
         self.readings: tuple[Reading, ...] = ()
@@ -134,10 +136,10 @@ class ThresholdExplorer(widgets.VBox):
             self.state = state
             self._update()
 
-    def choose(self, folder: Path | str) -> None:
-        """Show the run in ``folder``."""
+    def choose(self, path: Path | str) -> None:
+        """Show the run in the folder ``path``, or the recorded one in the file ``path``."""
         with self._saying_errors():
-            self._show_source(load_source(folder))
+            self._show_source(load_source(path))
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The widget, and for pages without a kernel the figure as it stands."""
@@ -165,7 +167,7 @@ class ThresholdExplorer(widgets.VBox):
 
     def _options(self) -> list[tuple[str, Any]]:
         """What can be chosen: what was given, and the runs on disk."""
-        return [*self._given.items(), *find_runs(self.runs, self.benchmark).items()]
+        return [*self._given.items(), *find_runs(self.runs, self.benchmark, self.results).items()]
 
     def _choose_run(self, _: Any) -> None:
         if self._moving or self.run_menu.value is None:
@@ -230,7 +232,8 @@ class ThresholdExplorer(widgets.VBox):
         elif source.own_model:
             note = "Trains in this kernel: the notebook waits until it is done."
         else:
-            note = f"In a process of its own; the run shown took {source.seconds:.0f} s."
+            where = f" on {source.device}" if source.device else ""
+            note = f"In a process of its own; the run shown took {source.seconds:.0f} s{where}."
         if self.train_note.value != note:
             self.train_note.value = note
 
@@ -242,9 +245,9 @@ class ThresholdExplorer(widgets.VBox):
             assert source is not None
             self.base_note.value = (
                 "This run was kept out of the directions beyond its own cut (dotted line), so its update has nothing "
-                "to show there. In the base run every direction is free."
+                "to show there. In the base run every direction is free (about 4 seconds for the digits)."
             )
-            if source.settings is not None:
+            if source.settings is not None and not source.device:
                 self.base_menu.value = source.settings.benchmark
         else:
             self.base_note.value = ""
