@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from nesskit import NetworkSettings, build_model, load_run, load_stream
+import nesskit
+from nesskit import Limits, NetworkSettings, build_model, load_run, load_stream
 
 pytestmark = [
     pytest.mark.every,
@@ -98,3 +99,11 @@ def test_batch_statistics_make_accuracy_depend_on_the_batch(trained):
 
     assert accuracy(x, y) == pytest.approx(run.accuracy[1, 0], abs=0.5)
     assert accuracy(x[order], y[order]) < accuracy(x, y) / 2
+
+
+def test_the_small_benchmark_is_learned_and_kept_without_a_gpu(tmp_path):
+    limits = Limits(tasks=2)
+    run = nesskit.run("split-cifar100-16", seed=1, epochs=3, runs=tmp_path, device="cpu", limits=limits, progress=False)
+    assert run.accuracy[0, 0] > 45  # chance is 10 %
+    assert run.accuracy[1, 1] > 40
+    assert run.accuracy[1, 0] > run.accuracy[0, 0] - 6

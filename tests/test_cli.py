@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nesskit.cli import main
+from nesskit.experiments.benchmarks import BENCHMARKS
 
 SHORT = ["--epochs", "1", "--network.widths", "16"]
 
@@ -67,9 +68,7 @@ def test_every_field_of_the_training_settings_is_a_flag(nesskit):
 
 def test_list_names_benchmarks_methods_and_filters(nesskit):
     text = nesskit("list").out
-    assert all(
-        name in text for name in ("permuted-digits", "ness", "finetune", "joint", "frobenius", "nuclear", "soft")
-    )
+    assert all(name in text for name in (*BENCHMARKS, "ness", "finetune", "joint", "frobenius", "nuclear", "soft"))
 
 
 def test_a_run_prints_plain_lines_and_json_last(tmp_path):
