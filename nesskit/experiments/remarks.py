@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nesskit.errors import NesskitError
+from nesskit.experiments.benchmarks import BENCHMARKS
 from nesskit.experiments.configure import configure, get_benchmark
-from nesskit.settings import RunSettings, flatten
+from nesskit.settings import METHOD_SETTINGS, RunSettings, flatten
 
 if TYPE_CHECKING:
     from nesskit.runs.record import Run
@@ -56,11 +58,11 @@ def _changes_from_preset(run: Run) -> list[str]:
 def _changes_from(name: str, run: Run) -> list[str] | None:
     """Where the settings differ from the preset called ``name``; None if it does not exist (any more)."""
     try:
-        preset = configure(run.config["benchmark"], run.config["method"], name)
+        expected = _settings_of_preset(run.config["benchmark"], run.config["method"], name)
     except (KeyError, NesskitError):  # made by fit() without a benchmark, or by a nesskit with other presets
         return None
-    expected, found = flatten(preset.to_dict()), []
-    for key, value in flatten(_complete(run.config)).items():
+    found = []
+    for key, value in flatten(complete(run.config)).items():
         before = expected.get(key, value)
         if value != before and key not in ("seed", "tasks", "preset"):
             reduction = "reduced, " if key == "training.epochs" and value < before else ""
@@ -68,7 +70,19 @@ def _changes_from(name: str, run: Run) -> list[str] | None:
     return found
 
 
-def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _settings_of_preset(benchmark: str, method: str, preset: str) -> dict[str, Any]:
+    """What the preset stands for, on one level; a table asks for the same again and again."""
+    if benchmark in BENCHMARKS and method in METHOD_SETTINGS:
+        return _settings_of_own_preset(benchmark, method, preset)
+    return flatten(configure(benchmark, method, preset).to_dict())  # of a user's file, which may change
+
+
+@functools.cache
+def _settings_of_own_preset(benchmark: str, method: str, preset: str) -> dict[str, Any]:
+    return flatten(configure(benchmark, method, preset).to_dict())
+
+
+def complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """``config`` with the defaults of what it does not name: they are what an older nesskit did."""
     try:
         return RunSettings.from_dict(config).to_dict()

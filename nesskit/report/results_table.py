@@ -10,7 +10,7 @@ from typing import Any
 
 from nesskit.errors import NesskitError
 from nesskit.experiments.configure import get_benchmark
-from nesskit.experiments.remarks import is_reduced, preset_of, remarks
+from nesskit.experiments.remarks import complete, is_reduced, preset_of, remarks
 from nesskit.runs.comparison import Estimate, size_text
 from nesskit.runs.record import Run
 
@@ -96,10 +96,10 @@ class _Group:
 def _groups(runs: Sequence[Run]) -> list[_Group]:
     groups: dict[str, _Group] = {}
     for run in runs:
-        found = remarks(run)
-        key = str([{**run.config, "seed": None}, found])
+        found, preset = remarks(run), preset_of(run)
+        key = str([{**complete(run.config), "seed": None, "preset": preset}, found])
         if key not in groups:
-            groups[key] = _Group([], preset_of(run), found, is_reduced(run))
+            groups[key] = _Group([], preset, found, is_reduced(run))
         groups[key].runs.append(run)
     return list(groups.values())
 
