@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended ends as by Ctrl-C
     try:
         _study(options, plan, time.time())
-    except NesskitError as error:
+    except (NesskitError, OSError) as error:  # also a disk that is full, or a folder that nobody may write to
         sys.exit(f"studies.gpu: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -127,8 +127,8 @@ def _time_steps(study: Study, device: torch.device, deadline: float) -> None:
         assert stream is not None
         found = study.step_times[method] = step_time(method, study.plan, stream, device)
         study.write()
-        times = ", ".join(f"{way} {1e3 * found[way]:.2f} ms" for way in ("eager", "graph") if found[way])
-        _say(f"a step of {method}: {times or found['error']}")
+        words = [f"{way} {1e3 * found[way]:.2f} ms" for way in ("eager", "graph") if found[way]]
+        _say(f"a step of {method}: {', '.join([*words, *filter(None, [found.get('error')])])}")
 
 
 def _listed(row: Row, plan: Plan) -> str:

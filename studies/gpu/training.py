@@ -76,8 +76,7 @@ def train(
             killed = _follow(futures, folders(wanted, runs), deadline + GRACE, tell)
         except KeyboardInterrupt:
             tell("stopping after the present epochs …")
-            _ask_to_stop(futures, runs)
-            _follow(futures, {}, time.time() + GRACE, tell)
+            _stop(futures, runs)
             raise
     reasons = {each.seed: _why(future) for future, each in futures.items()}
     return {seed: why for seed, why in reasons.items() if why and not (killed and why == KILLED)}
@@ -116,21 +115,20 @@ def _end_with_parent() -> None:
 
 
 def _follow(
-    futures: Mapping[Future[None], RunSettings], told: Mapping[int, Path], latest: float, tell: Callable[[str], None]
+    futures: Mapping[Future[None], RunSettings], paths: Mapping[int, Path], latest: float, tell: Callable[[str], None]
 ) -> bool:
-    """Wait for all runs, and say now and then how far those in the folders ``told`` have come.
+    """Wait for all runs, which lie in ``paths`` by seed, and say now and then how far they have come.
 
     Whether their processes had to be killed, since they were still busy at the time ``latest``.
     """
     pending, killed = set(futures), False
     while pending:
-        done, pending = wait(pending, min(NEWS, max(0.1, latest - time.time())), FIRST_COMPLETED)
-        if told and (pending or done):
-            tell("  " + ", ".join(f"seed {seed} {_state(path)}" for seed, path in told.items()))
+        pending = wait(pending, min(NEWS, max(0.1, latest - time.time())), FIRST_COMPLETED).not_done
+        if not killed:
+            tell("  " + ", ".join(f"seed {seed} {_state(path)}" for seed, path in paths.items()))
         if pending and time.time() > latest:
             killed = True
-            for process in multiprocessing.active_children():
-                process.kill()
+            _kill()
     return killed
 
 
@@ -144,11 +142,22 @@ def _state(path: Path) -> str:
     return "–"
 
 
-def _ask_to_stop(futures: Mapping[Future[None], RunSettings], runs: Path) -> None:
-    for future, settings in futures.items():
-        (path,) = folders([settings], runs).values()
-        if not future.cancel() and not future.done() and path.is_dir():
-            RunFolder(path).request_stop()
+def _stop(futures: Mapping[Future[None], RunSettings], runs: Path) -> None:
+    """Ask all runs to stop after the present epoch, again and again: one that only begins does not listen yet."""
+    latest, pending = time.time() + GRACE, set(futures)
+    while pending:
+        for future, settings in futures.items():
+            (path,) = folders([settings], runs).values()
+            if not future.cancel() and not future.done() and path.is_dir():
+                RunFolder(path).request_stop()
+        pending = wait(futures, 1.0).not_done
+        if pending and time.time() > latest:
+            _kill()
+
+
+def _kill() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _why(future: Future[None]) -> str:
