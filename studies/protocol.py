@@ -103,6 +103,9 @@ def report_variants(seeds: Sequence[int], runs: Path, executor: str | None) -> N
     print("± is the standard deviation over seeds, for differences (Δ) the standard error of their mean.\n")
     header = ["", "changed", "ACC %", "learned %", "BWT %", "ΔACC", "Δlearned", "ΔBWT", "epochs a task"]
     print_table(header, [row(name, found[name], base) for name in found])
+    count = len(VARIANTS) * len(MEASURES)
+    print("A difference is named where it lies outside of the 95 % interval around 0 (Student's t), as one in twenty")
+    print(f"does by chance: {count / 20:.1f} of these {count}.\n")
     print(*(sentence(name, found[name], base) for name in VARIANTS), sep="\n")
     print(f"\n{provenance([run for same in found.values() for run in same])}")
 
@@ -158,7 +161,7 @@ def provenance(runs: Sequence[Run]) -> str:
     seconds = Estimate.of([run.seconds for run in runs])
     return (
         f"Provenance: `python studies/protocol.py`, {len(runs)} runs of commit {commits}, torch {torches}, {devices}, "
-        f"{threads} thread(s) a run, {seconds.mean:.0f} s a run on a machine that did other things as well."
+        f"{threads} thread(s) and {seconds.mean:.0f} s a run."
     )
 
 
