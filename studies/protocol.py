@@ -8,7 +8,7 @@ The threshold of the preset is chosen first: on validation data, 20 % of the tra
 are not reported, by the rule of ``hyperparameters.py``. Prints Markdown, with sentences that are made from the numbers;
 runs that lie in the folder of runs already are not done again.
 
-    python studies/protocol.py --executor processes:2 > data/results/protocol.md     # 56 runs of a minute
+    python studies/protocol.py --executor processes:2     # 56 runs of a minute or two; --seeds 1 2 3 for fewer
 """
 
 from __future__ import annotations
