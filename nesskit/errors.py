@@ -10,6 +10,9 @@ import difflib
 from collections.abc import Iterable
 
 
+MOST = 20  # names that are listed
+
+
 class NesskitError(ValueError):
     """Base of all errors below; a ``ValueError``, so that library users need not know it."""
 
@@ -21,7 +24,10 @@ class UnknownNameError(NesskitError):
         names = sorted(known)
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"did you mean '{nearest[0]}'?" if nearest else "nothing similar is known."
-        super().__init__(f"unknown {kind} '{name}': {hint} Known: {', '.join(names)}.")
+        # A list that nobody reads to its end helps nobody: of many names those that are most alike.
+        shown = names if len(names) <= MOST or not nearest else difflib.get_close_matches(name, names, 5, cutoff=0.3)
+        others = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+        super().__init__(f"unknown {kind} '{name}': {hint} Known: {', '.join(shown)}{others}.")
 
 
 class SettingsError(NesskitError):
