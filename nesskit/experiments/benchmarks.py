@@ -6,6 +6,7 @@ This module imports no torch: the command line reads the presets to print its he
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -160,40 +161,17 @@ def _paper(
     sam = dataclasses.replace(training, optimizer="sam", lr=sam_lr, momentum=0.0, sam_tasks="first")
     fixed, fixed_sam = (dataclasses.replace(each, evaluation_order="fixed") for each in (training, sam))
     text = dataclasses.replace(fixed, **in_text)
+    preset = functools.partial(Preset, network=network, validation_share=validation_share)
+    authors = functools.partial(preset, options={"ness": theirs}, split="authors")
+    own = functools.partial(preset, options={"ness": ours})
     return Benchmark(
         name,
         summary,
         {
-            "paper-sgdm": Preset(
-                training,
-                network,
-                {"ness": theirs},
-                validation_share=validation_share,
-                split="authors",
-                summary="authors' code, SGD with momentum (nuclear threshold)",
-            ),
-            "paper-sam": Preset(
-                sam,
-                network,
-                {"ness": theirs},
-                validation_share=validation_share,
-                split="authors",
-                summary="authors' code, SAM on task 1",
-            ),
-            "nesskit-sgdm": Preset(
-                fixed,
-                network,
-                {"ness": ours},
-                validation_share=validation_share,
-                summary="the steps of paper-sgdm, evaluated and split our way",
-            ),
-            "nesskit-sam": Preset(
-                fixed_sam,
-                network,
-                {"ness": ours},
-                validation_share=validation_share,
-                summary="the steps of paper-sam, evaluated and split our way",
-            ),
+            "paper-sgdm": authors(training, summary="authors' code, SGD with momentum (nuclear threshold)"),
+            "paper-sam": authors(sam, summary="authors' code, SAM on task 1"),
+            "nesskit-sgdm": own(fixed, summary="the steps of paper-sgdm, evaluated and split our way"),
+            "nesskit-sam": own(fixed_sam, summary="the steps of paper-sam, evaluated and split our way"),
             "text": Preset(
                 text,
                 network,
