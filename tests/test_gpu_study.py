@@ -159,6 +159,7 @@ def begun(folder, process):
         time.sleep(0.01)
 
 
+@pytest.mark.every
 def test_a_study_that_was_killed_goes_on_and_ends_the_same(whole, tmp_path):
     folder = tmp_path / "results"
     arguments = ["--parts", "rows", "--rows", "ness", "--processes", "1"]

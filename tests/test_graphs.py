@@ -99,12 +99,18 @@ def assert_equal(one, two):
 
 
 @pytest.mark.parametrize("name", REPLAYABLE)
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "sam", "weight_decay": 1e-3}], ids=["sgd", "sam and decay"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="sgd"),
+        pytest.param({"optimizer": "sam", "weight_decay": 1e-3}, id="sam and decay", marks=pytest.mark.every),
+    ],
+)
 def test_what_a_method_calls_replayable_is(monkeypatch, name, settings):
     """Its recorded step does on every other batch, also a smaller last one, what the step itself does."""
     tasks = stream(2, count=92)  # five batches of 16 and one of 12
     one, two = (
-        learn(monkeypatch, taped, model(2), tasks, make_method(name), training(epochs=9, **settings))
+        learn(monkeypatch, taped, model(2), tasks, make_method(name), training(epochs=4, **settings))
         for taped in (False, True)
     )
     assert_equal(one, two)
@@ -126,7 +132,7 @@ def test_so_it_is_with_every_setting_of_the_training(monkeypatch, changes, norm)
     learned = model(2, norm=norm)
     learned.backbone.append(nn.Dropout(0.3))
     one, two = (
-        learn(monkeypatch, taped, copy.deepcopy(learned), tasks, make_method("ness"), training(epochs=9, **changes))
+        learn(monkeypatch, taped, copy.deepcopy(learned), tasks, make_method("ness"), training(epochs=4, **changes))
         for taped in (False, True)
     )
     assert_equal(one, two)
@@ -143,7 +149,7 @@ def test_the_tape_finds_a_step_that_counts_in_python(monkeypatch):
             return super().loss(model, batch) / self.steps
 
     tasks = stream(1, count=80)
-    one, two = (learn(monkeypatch, taped, model(1), tasks, Counting(), training(epochs=9)) for taped in (False, True))
+    one, two = (learn(monkeypatch, taped, model(1), tasks, Counting(), training(epochs=8)) for taped in (False, True))
     assert one[0].history != two[0].history
 
 
