@@ -37,6 +37,7 @@ SLOW = {
     *("test_records", "test_run_panel", "test_scale", "test_setup", "test_speed_bench", "test_speed_whole_run"),
     *("test_subspace", "test_sweeps", "test_userfiles", "test_cifar100", "test_step_projection"),
     *("test_state_between_runs", "test_run_identity", "test_layers_projected", "test_report", "test_gpu_study"),
+    *("test_graphs", "test_protocol", "test_cuda"),
 }
 
 
@@ -44,6 +45,7 @@ SLOW = {
 ONE_BY_ONE = {
     *("test_run_panel.py", "test_executors.py", "test_process.py", "test_explorer.py", "test_distributed.py"),
     *("test_networks.py", "test_methods_contract.py", "test_userfiles.py", "test_readme.py", "test_setup.py"),
+    *("test_graphs.py", "test_protocol.py"),
 }
 
 
