@@ -13,10 +13,8 @@ from nesskit.settings import NetworkSettings, RunSettings, settings_type
 from nesskit.spectra.filters import parse_filter
 from nesskit.streams import load_stream_function
 
-DIVIDING = (
-    "validation_share",
-    "split",
-)  # how a task's examples are divided: of the run itself, not of one of its parts
+# How a task's examples are divided: settings of the run itself, not of one of its parts.
+DIVIDING = ("validation_share", "split")
 
 
 def configure(
