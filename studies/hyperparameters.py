@@ -37,6 +37,7 @@ GRIDS: dict[str, tuple[str, Sequence[Any]]] = {
         "filter",
         tuple(SoftFilter(tau, "frobenius") for tau in (0.0028, 0.004, 0.0056, 0.008, 0.0113, 0.016)),
     ),
+    "ness-private": ("filter", tuple(map(FrobeniusThreshold, (0.0089, 0.0126, 0.0168, 0.0212, 0.0251, 0.0283)))),
 }
 
 
@@ -59,10 +60,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     parser.add_argument("--benchmarks", nargs="+", default=DIGITS, choices=DIGITS)
+    parser.add_argument("--methods", nargs="+", default=list(GRIDS), choices=GRIDS)
     arguments = parser.parse_args()
     for benchmark in arguments.benchmarks:
         rows = []
-        for method, (field, values) in GRIDS.items():
+        for method in arguments.methods:
+            field, values = GRIDS[method]
             measured = {value: validation(benchmark, method, field, value, arguments.runs) for value in values}
             chosen = choose(measured, ALLOWED_FORGETTING[benchmark])
             preset = getattr(nesskit.configure(benchmark, method).options, field)

@@ -19,7 +19,9 @@ EXAMPLE = f"{Path(__file__).parent.parent}/examples/own_method.py:Anchor"
 EVERY = pytest.mark.parametrize("name", [*METHODS, pytest.param(EXAMPLE, id="own-method")])
 # Methods that hold every old output of the first layer, whose inputs never change, within a bound: the share of those
 # inputs' energy that may lie outside of what is protected.
-PROJECTIONS = dict.fromkeys(("gpm", "trgp", "dfgp", "adam-nscl", "ness", "ness-soft", "ness-budget", "owm"), 0.03)
+PROJECTIONS = dict.fromkeys(
+    ("gpm", "trgp", "dfgp", "adam-nscl", "ness", "ness-soft", "ness-budget", "ness-private", "owm"), 0.03
+)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
 NETWORKS = {
@@ -113,10 +115,11 @@ def test_a_run_that_was_stopped_in_the_middle_of_a_task_ends_the_same(name, tmp_
 
 @EVERY
 def test_the_memory_it_keeps_is_what_it_says(name):
-    _, method, run = learn(name, two_tasks())
+    model, method, run = learn(name, two_tasks())
     report = method.memory_report()
     assert run.memory == report
-    assert sum(report.values()) == sum(tensor.nbytes for tensor in tensors(method.state_dict()))
+    kept = [*tensors(method.state_dict()), *tensors(model.private.content())]
+    assert sum(report.values()) == sum(tensor.nbytes for tensor in kept)
 
 
 @EVERY

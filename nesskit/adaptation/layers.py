@@ -303,7 +303,8 @@ class ProjectedLinear(Projected, _Weight, nn.Linear):  # type: ignore[misc, over
         weight, bias = own["weight"], own["bias"]
         assert weight is not None
         few = input.numel() <= weight.numel() and not input.is_nested
-        if not (self.trusting and few and weight.dtype == self.update.dtype):
+        # One gradient for W + ΔW would hold back what W itself is made of, should that learn.
+        if not (self.trusting and few and weight.dtype == self.update.dtype) or weight.requires_grad:
             return F.linear(input, *self.updated())
         # Fewer inputs than the weight has rows: the gradient is formed from the projected inputs, which costs less.
         if self.augmented:

@@ -14,6 +14,7 @@ from nesskit.methods.gpm import GPM
 from nesskit.methods.joint import Joint
 from nesskit.methods.ness import NESS
 from nesskit.methods.ness_budget import NESSBudget
+from nesskit.methods.ness_private import NESSPrivate
 from nesskit.methods.ness_soft import NESSSoft
 from nesskit.methods.owm import OWM
 from nesskit.methods.sgp import SGP
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
         NESS,
         NESSSoft,
         NESSBudget,
+        NESSPrivate,
         Finetune,
         Joint,
         GPM,
@@ -54,6 +56,7 @@ __all__ = [
     "Joint",
     "Method",
     "NESSBudget",
+    "NESSPrivate",
     "NESSSoft",
     "make_method",
 ]

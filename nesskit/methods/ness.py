@@ -65,6 +65,11 @@ class NullSpace:
         return self.spectrum.directions[:, self.weights == 0]
 
     @property
+    def held(self) -> Tensor:
+        """(d, k) the directions with w_i < 1/2, the strongest first: those that belong to old tasks."""
+        return self.spectrum.directions[:, self.weights < 0.5]
+
+    @property
     def rank(self) -> int:
         """r, how many directions have w_i > 0."""
         return int((self.weights > 0).sum())
@@ -130,7 +135,7 @@ class NESS(Method):
             spectrum = moment.spectrum()
             self.spaces[name] = NullSpace(spectrum, rule.weights(spectrum, probes.get(name)), moment.count)
         if self.spaces and not any(space.weights.any() for space in self.spaces.values()):
-            warnings.warn(self._nothing_free(data.index), NullSpaceWarning, stacklevel=2)
+            self._warn_that_nothing_is_free(data.index)
         if self.may_project:
             self.projected = [name for name, space in self.spaces.items() if projection_pays(space)]
         self.constrained = True
@@ -174,7 +179,7 @@ class NESS(Method):
         if self.settings.memory == "data":
             self.old_inputs.append((data.train.x, data.normalisation))
         else:
-            new = self._collect(model, [(data.train.x, data.normalisation)])
+            new = self._collect(model, [(data.train.x, data.normalisation)], data.index)
             self.moments = {name: self.moments[name] + m if name in self.moments else m for name, m in new.items()}
         return profiles
 
@@ -217,10 +222,13 @@ class NESS(Method):
     def _remembered_moments(self, model: TaskModel) -> dict[str, Moment]:
         """Moments of all earlier tasks: the sums kept, or computed with today's weights from the data kept."""
         if self.settings.memory == "data" and self.old_inputs:
-            return self._collect(model, self.old_inputs)
+            return self._collect(model, self.old_inputs, 0)
         return self.moments
 
-    def _collect(self, model: TaskModel, inputs: Sequence[tuple[Tensor, Normalisation | None]]) -> dict[str, Moment]:
+    def _collect(
+        self, model: TaskModel, inputs: Sequence[tuple[Tensor, Normalisation | None]], first: int
+    ) -> dict[str, Moment]:
+        """The moments of what layers see of ``inputs``, one entry a task; the first entry is of task ``first``."""
         size, across = self.settings.moment_batch_size, self.settings.moment_batches == "across-tasks"
         parts = [inputs] if across else [[one] for one in inputs]
         batches = (batch for part in parts for batch in end_to_end(part, size))
@@ -281,8 +289,8 @@ class NESS(Method):
                     total[parameter] += gradient
         return {name: [total[p] for p in group] for name, group in own.items()}
 
-    def _nothing_free(self, task: int) -> str:
-        """The warning that no layer has a free direction, with the ε₁ that would free some."""
+    def _warn_that_nothing_is_free(self, task: int) -> None:
+        """Say that no layer has a free direction, and which ε₁ would free some."""
         rule = self.settings.filter
         text = f"task {task + 1}: {rule} frees no direction in any layer, so this task can only learn its head."
         if isinstance(rule, Threshold):
@@ -290,7 +298,7 @@ class NESS(Method):
             needed = torch.cat([rule.eps_to_free(spectrum) for spectrum in spectra])
             shares = ", ".join(f"{float(needed.quantile(share)):.2g} frees {share:.0%}" for share in (0.01, 0.1, 0.5))
             text += f" Of all directions together, eps = {shares}."
-        return text
+        warnings.warn(text, NullSpaceWarning, stacklevel=3)
 
 
 def projection_pays(space: NullSpace) -> bool:

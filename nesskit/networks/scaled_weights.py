@@ -6,13 +6,12 @@ its ``state_dict`` gets the same answers.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+
+from nesskit.networks.packed_state import PackedState
 
 Scaling = tuple[Tensor, Tensor]  # B (d, k) with orthonormal columns, Q (k, k)
 
@@ -32,14 +31,7 @@ def scaled(weight: Tensor, scalings: Iterable[Scaling]) -> Tensor:
     return result.to(weight.dtype)
 
 
-def call_with(backbone: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """``backbone(x)``, computed with other ``weights`` (layer name → weight) in some of its layers."""
-    names = {f"{layer}.weight".removeprefix("."): weight for layer, weight in weights.items()}
-    features: Tensor = functional_call(backbone, names, (x,)) if names else backbone(x)
-    return features
-
-
-class ScaledWeights(nn.Module):
+class ScaledWeights(PackedState):
     """The scalings of all tasks."""
 
     def __init__(self) -> None:
@@ -51,15 +43,12 @@ class ScaledWeights(nn.Module):
         number = len(self.places)
         self.places.append((task, layer))
         for name, tensor in zip(("basis", "scale"), scaling, strict=True):
-            # Not persistent: keys of a state say what network it is. The values are in the extra state below.
-            own = tensor.detach().clone(memory_format=torch.contiguous_format)
-            self.register_buffer(f"{name}{number}", own, persistent=False)
+            self.hold(f"{name}{number}", tensor)
 
     def clear(self) -> None:
         """All tasks use the weights as they are."""
+        super().clear()
         self.places.clear()
-        self._buffers.clear()
-        self._non_persistent_buffers_set.clear()
 
     def weights(self, backbone: nn.Module, task: int) -> dict[str, Tensor]:
         """Layer name → the weight that ``task`` uses, for every layer whose own weight it does not use as it is."""
@@ -72,35 +61,19 @@ class ScaledWeights(nn.Module):
     def _pair(self, number: int) -> Scaling:
         return self.get_buffer(f"basis{number}"), self.get_buffer(f"scale{number}")
 
-    def get_extra_state(self) -> Tensor:
-        """Everything, as one tensor of bytes; empty where nothing is scaled. What is equal has equal bytes."""
-        if not self.places:
-            return torch.empty(0, dtype=torch.uint8)
-        # Fresh strings, each once: a pickle notes which objects are the same.
-        content = {
-            f"{task} {number} {layer}": torch.cat(self._pair(number)).cpu()
+    def content(self) -> dict[str, Tensor]:
+        """Task, number and layer → B and Q, one above the other."""
+        return {
+            f"{task} {number} {layer}": torch.cat(self._pair(number))
             for number, (task, layer) in enumerate(self.places)
         }
-        stream = io.BytesIO()
-        torch.save(content, stream)
-        return torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
 
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore it."""
-        self.clear()
-        if not len(state):
-            return
-        for key, both in torch.load(io.BytesIO(state.cpu().numpy().tobytes()), weights_only=True).items():
+    def restore(self, content: Mapping[str, Tensor]) -> None:
+        """Keep all of them again."""
+        for key, both in content.items():
             task, _, layer = key.split(" ", 2)
             d = both.shape[0] - both.shape[1]
             self.keep(int(task), layer, (both[:d], both[d:]))
-
-    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
-        """As usual, but a state of a model that knew of no such weights is whole without."""
-        super()._load_from_state_dict(*arguments, **named)
-        prefix, missing = arguments[1], arguments[4]
-        if f"{prefix}_extra_state" in missing:
-            missing.remove(f"{prefix}_extra_state")
 
 
 def _weight(backbone: nn.Module, layer: str) -> Tensor:

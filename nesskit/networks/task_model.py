@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from nesskit.networks.scaled_weights import ScaledWeights, call_with
+from nesskit.networks.private_parts import PrivateParts
+from nesskit.networks.scaled_weights import ScaledWeights
 
 
 class TaskModel(nn.Module):
     """Task-incremental network: ``heads[task](backbone(x))``; the task is known also at test time.
 
     Capture and adaptation concern the backbone alone; a head belongs to one task and cannot be forgotten. A method may
-    let a task use the backbone's weights in its own way (TRGP does): ``scaled`` holds how, and is empty otherwise.
+    let a task use the backbone in its own way: with weights of its own (``private``, see ness-private) or with scaled
+    ones (``scaled``, see TRGP). Both are empty otherwise.
 
     Args:
         backbone: any module that maps inputs (n, …) to features (n, features).
@@ -26,16 +29,17 @@ class TaskModel(nn.Module):
         self.backbone = backbone
         self.heads = nn.ModuleList(nn.Linear(features, count, bias=False) for count in class_counts)
         self.scaled = ScaledWeights()
+        self.private = PrivateParts(len(class_counts))
         like = next((parameter for parameter in backbone.parameters() if parameter.is_floating_point()), None)
         if like is not None:
             self.heads.to(like.dtype)
 
     def forward(self, x: Tensor, task: int) -> Tensor:
         """Logits (n, classes of the task) for inputs ``x`` (n, …), which become of the type of the model's weights."""
-        head, own = self.heads[task], self.scaled
-        if own.places:
-            return head(self.features(x, own.weights(self.backbone, task)))
-        return head(self.backbone(_in_type_of(head, x)))
+        head, scaled = self.heads[task], self.scaled.weights(self.backbone, task)
+        if scaled:
+            return head(self.features(x, scaled))
+        return head(_call_with(self.backbone, self.private.weights(self.backbone, task), _in_type_of(head, x)))
 
     def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Features (n, features) of inputs ``x`` (n, …).
@@ -44,7 +48,20 @@ class TaskModel(nn.Module):
             x: inputs.
             weights: layer name → weight to compute with instead of the layer's own.
         """
-        return call_with(self.backbone, weights or {}, _in_type_of(self.heads[0], x))
+        names = {f"{layer}.weight".removeprefix("."): weight for layer, weight in (weights or {}).items()}
+        return _call_with(self.backbone, names, _in_type_of(self.heads[0], x))
+
+    def forget_own_parts(self) -> None:
+        """From now on all tasks use the backbone's weights as they are."""
+        self.scaled.clear()
+        self.private.clear()
+        self.private.rest()
+
+
+def _call_with(backbone: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """``backbone(x)``, computed with other tensors (by name) in place of some of its parameters."""
+    features: Tensor = functional_call(backbone, dict(parameters), (x,)) if parameters else backbone(x)
+    return features
 
 
 def _in_type_of(head: nn.Module, x: Tensor) -> Tensor:

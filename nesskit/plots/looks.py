@@ -31,6 +31,7 @@ METHOD_LOOKS: dict[str, Look] = {
     "a-gem": Look(GREY, "--", ">"),
     "ness-soft": Look(SKY, "-", "h"),
     "ness-budget": Look(SKY, "--", "p"),
+    "ness-private": Look(BLUE, "--", "*"),
 }
 
 
@@ -41,6 +42,7 @@ _DISPLAY_NAMES = {
     "adam-nscl": "Adam-NSCL",
     "ness-soft": "NESS-soft",
     "ness-budget": "NESS-budget",
+    "ness-private": "NESS-private",
 }
 
 

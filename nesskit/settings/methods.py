@@ -65,6 +65,41 @@ class NESSBudgetSettings(NESSSettings):
     """Which directions are free, as budget:value; the smaller, the stricter."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrivateSettings(MethodSettings):
+    """What every task after the first has for itself, beside its head."""
+
+    private: Literal["scale", "full", "adapter", "none"] = "none"
+    """In occupied directions: scale, S (k, k) before MᵀW; full, S (k, d_out). Or an adapter of low rank; or nothing."""
+    directions: int | None = None
+    """How many of a layer's occupied directions a task may use, the strongest; None: all. The rank of an adapter."""
+    norm: Literal["shared", "private"] = "shared"
+    """Whether every task has the affine pairs of BatchNorm and its relatives for itself."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "directions", self.directions is None or self.directions >= 1, "at least 1, or none for all")
+        if self.private == "adapter" and self.directions is None:
+            raise SettingsError("an adapter has a rank: give it as directions, 8, say")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NESSPrivateSettings(PrivateSettings, NESSSettings):
+    """NESS with something for each task in the directions that old inputs occupy (our own; its relative is TRGP)."""
+
+    private: Literal["scale", "full", "adapter", "none"] = "scale"
+    norm: Literal["shared", "private"] = "private"
+
+    def __post_init__(self) -> None:
+        NESSSettings.__post_init__(self)
+        super().__post_init__()
+        if self.moment_batches == "across-tasks":
+            raise SettingsError(
+                "moment_batches must be of-one-task where tasks have something for themselves: layers see the inputs "
+                "of each task through its own parts"
+            )
+
+
 @dataclass(frozen=True)
 class FinetuneSettings(MethodSettings):
     """Fine-tuning: train every weight on each task in turn and do nothing against forgetting."""
@@ -231,6 +266,7 @@ METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "ness": NESSSettings,
     "ness-soft": NESSSoftSettings,
     "ness-budget": NESSBudgetSettings,
+    "ness-private": NESSPrivateSettings,
     "finetune": FinetuneSettings,
     "joint": JointSettings,
     "gpm": GPMSettings,

@@ -61,7 +61,7 @@ class Trainer:
         self.model = model.to(device)
         self.stream, self.method, self.settings = stream, method, settings
         self.run, self.seed, self.device = run, seed, device
-        model.scaled.clear()  # what an earlier run let single tasks use is none of this one's
+        model.forget_own_parts()  # what an earlier run let single tasks use is none of this one's
         method.reset()  # also where a method's own begin_run does not
         method.begin_run(settings)
         method.label_smoothing = settings.label_smoothing
@@ -314,10 +314,15 @@ def _shuffled(
 
 
 def _changing_tensors(model: TaskModel) -> dict[str, Tensor]:
-    """Copies of every tensor that training may change: trainable parameters, and buffers but for NESS layers' bases."""
+    """Copies of every tensor that training may change: trainable parameters, and buffers but for :func:`_stands`."""
     tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    tensors |= {name: b for name, b in model.named_buffers() if not name.endswith((".basis", ".occupied"))}
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if not _stands(name)}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _stands(buffer: str) -> bool:
+    """Whether a buffer stays as it is while a task learns: a NESS layer's basis, and what other tasks have."""
+    return buffer.endswith((".basis", ".occupied")) or buffer.startswith(("scaled.", "private."))
 
 
 def _keep_frozen_statistics(model: TaskModel) -> None:
