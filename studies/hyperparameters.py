@@ -37,7 +37,10 @@ GRIDS: dict[str, tuple[str, Sequence[Any]]] = {
         "filter",
         tuple(SoftFilter(tau, "frobenius") for tau in (0.0028, 0.004, 0.0056, 0.008, 0.0113, 0.016)),
     ),
-    "ness-private": ("filter", tuple(map(FrobeniusThreshold, (0.0089, 0.0126, 0.0168, 0.0212, 0.0251, 0.0283)))),
+    "ness-private": (
+        "filter",
+        tuple(map(FrobeniusThreshold, (0.0063, 0.0089, 0.0126, 0.0168, 0.0212, 0.0251, 0.0283))),
+    ),
 }
 
 

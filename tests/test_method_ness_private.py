@@ -14,7 +14,7 @@ from nesskit.methods import make_method
 from nesskit.methods.private import PrivateWarning
 from nesskit.networks.private_parts import Part, PrivateParts
 from nesskit.runs.events import TaskFinished
-from nesskit.settings import NESSPrivateSettings, TrainingSettings
+from nesskit.settings import METHOD_SETTINGS, NESSPrivateSettings, TrainingSettings, TRGPSettings
 
 SHORT = training(epochs=3)
 DIGITS = load_stream("permuted-digits", seed=0).first(3)
@@ -203,6 +203,29 @@ def test_a_soft_filter_leaves_less_than_half_where_old_inputs_are():
     assert len(network.private.of(1)[Part("scale", "layers.0")]) == k
 
 
+# Other methods ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpm", "sgp", "dfgp"])
+@pytest.mark.parametrize("form", ["scale", "full"])
+def test_other_subspace_methods_have_it_as_an_option(name, form):
+    settings = METHOD_SETTINGS[name](1.0, 0.0, 10_000, private=form, directions=8)
+    network, _, run = learned_digits(make_method(name, settings))
+    numbers = 2 * 8 * 8 if form == "scale" else 8 * (32 + 24)
+    assert [network.private.numbers_of(task) for task in range(3)] == [0, numbers, numbers]
+    assert run.memory["private parts"] == 2 * numbers * 4
+    _, _, without = learned_digits(make_method(name, METHOD_SETTINGS[name](1.0, 0.0, 10_000)))
+    assert "private parts" not in without.memory
+    assert all(value.any() for value in network.private.of(2).values())
+
+
+def test_gpm_protects_old_outputs_with_private_scales_as_without():
+    network, copies, _ = learned_digits(make_method("gpm", METHOD_SETTINGS["gpm"](1.0, 0.0, 10_000, private="scale")))
+    for task, before in enumerate(copies):
+        x = DIGITS[task].train.x
+        torch.testing.assert_close(network(x, task), before(x, task), atol=1e-3, rtol=1e-3)
+
+
 # The model alone ----------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +313,11 @@ def test_parts_of_another_network_are_refused():
     other.private.set_extra_state(network.private.get_extra_state())
     with pytest.raises(AdaptationError, match=r"no layer 'layers\.0', of which a task has a private part"):
         other(stream()[1].test.x, 1)
+
+
+def test_trgp_has_scales_of_its_own_kind():
+    with pytest.raises(SettingsError, match="private must be none"):
+        TRGPSettings(private="scale")
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ The four choices: directions come from layer *inputs* of a few sampled images; t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from nesskit.methods.private import PrivateLearning, affine_pairs
 from nesskit.methods.subspace import SubspaceMethod, kept_beside, moments_of, protected_weights, sample
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import GPMSettings
@@ -19,8 +20,10 @@ from nesskit.spectra.projections import grow_basis, project_out
 from nesskit.streams.batches import TaskData
 
 
-class GPM(SubspaceMethod):
+class GPM(PrivateLearning, SubspaceMethod):
     """Every task after the first follows its gradient without its part along the old inputs: G - G M Mᵀ (Eq. 6, 7).
+
+    As an option of ours, a task has something for itself along M, see :class:`nesskit.methods.NESSPrivate`.
 
     Attributes:
         bases: layer name → M (d, k), orthonormal columns.
@@ -43,10 +46,21 @@ class GPM(SubspaceMethod):
         """G - G M Mᵀ."""
         return project_out(change, self.bases[name])
 
-    def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
+    def begin_task(self, model: TaskModel, data: TaskData) -> None:
+        """Give the task what it has for itself, if the settings ask for it."""
+        super().begin_task(model, data)
+        if self.tasks_learned:
+            self.learn_privately(model, self.bases, affine_pairs(model))
+
+    def parameter_groups(self, model: TaskModel, tasks: Sequence[int], weight_decay: float) -> list[dict[str, Any]]:
+        """Those of any subspace method, and what the task has for itself."""
+        return [*super().parameter_groups(model, tasks, weight_decay), *self.private_groups(model, weight_decay)]
+
+    def end_task(self, model: TaskModel, data: TaskData) -> Iterable[Any]:
         """Add the directions of the task's inputs to M, so that it holds the threshold's share of their energy."""
         share = min(self.settings.threshold + self.settings.increment * data.index, 1.0)
-        moments = moments_of(model, data, sample(data.train.x, self.settings.samples))
+        with self.own_parts_in_place(model, data.index):
+            moments = moments_of(model, data, sample(data.train.x, self.settings.samples))
         for name, weight in protected_weights(model).items():
             self.remember(name, moments[name], share, weight)
         return super().end_task(model, data)
@@ -67,5 +81,5 @@ class GPM(SubspaceMethod):
         self.bases = {name: kept_beside(weights[name], basis) for name, basis in state["bases"].items()}
 
     def memory_report(self) -> dict[str, int]:
-        """Bytes of the bases."""
-        return {"bases": sum(basis.nbytes for basis in self.bases.values())}
+        """Bytes of the bases, and of what tasks have for themselves."""
+        return {**super().memory_report(), "bases": sum(basis.nbytes for basis in self.bases.values())}

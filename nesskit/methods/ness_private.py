@@ -56,7 +56,7 @@ class NESSPrivate(PrivateLearning, NESS):
         """The moments of what layers see of each task with the task's own parts at work."""
         total: dict[str, Moment] = {}
         for task, one in enumerate(inputs, first):
-            with model.private.in_place(model.backbone, task):
+            with self.own_parts_in_place(model, task):
                 moments = super()._collect(model, [one], task)
             total = {name: total[name] + moment if name in total else moment for name, moment in moments.items()}
         return total

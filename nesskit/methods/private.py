@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ class PrivateLearning(Method):
         return [{"params": values, "weight_decay": weight_decay}] if values else []
 
     def end_task(self, model: TaskModel, data: TaskData) -> Iterable[LayerProfile]:
-        """What the task has for itself is settled before anybody looks at what its layers see."""
+        """What the task has learned for itself stays with it."""
         self._settle(model)
         return super().end_task(model, data)
 
@@ -105,6 +106,12 @@ class PrivateLearning(Method):
         """In the middle of a task, too, the model gets what the task has learned so far."""
         self._settle(model)
         super().end_run(model)
+
+    def own_parts_in_place(self, model: TaskModel, task: int) -> AbstractContextManager[None]:
+        """Inside, the backbone is what ``task`` makes of it: for whoever looks at what its layers see."""
+        if task == self.learning:
+            self._settle(model)
+        return model.private.in_place(model.backbone, task)
 
     def _settle(self, model: TaskModel) -> None:
         model.private.end()

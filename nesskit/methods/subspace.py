@@ -12,7 +12,7 @@ they are, and P disposes: W ← W + P(ΔW), decay and momentum included.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -103,7 +103,7 @@ class SubspaceMethod(Method):
     def _held_weights(self, model: TaskModel) -> dict[str, nn.Parameter]:
         return {name: weight_of(model, name) for name in self.held()}
 
-    def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
+    def end_task(self, model: TaskModel, data: TaskData) -> Iterable[Any]:
         """Count the task; a method remembers what it needs and calls this."""
         self.tasks_learned += 1
         return ()

@@ -6,7 +6,7 @@ changed along old inputs, yet the new task may see them through a small matrix o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,7 +77,7 @@ class TRGP(GPM):
         """Logits (n, classes) with the task's own scale matrices, which the model has once the task is learned."""
         return model(x, task) if task in self.scales else self._forward(model, x, task)
 
-    def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
+    def end_task(self, model: TaskModel, data: TaskData) -> Iterable[Any]:
         """Give the model the scale matrices for good, then remember what the layers see of the task through them."""
         scales = {place: scale.detach().clone() for place, scale in self._present(model).items()}
         self.scales[data.index], self.trusted = scales, []

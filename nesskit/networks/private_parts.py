@@ -211,7 +211,9 @@ class PrivateParts(PackedState):
         return sum(value.numel() for value in self.of(task).values())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of what is private, and of M."""
+        """Bytes of what is private, and of M; empty if no task has anything for itself."""
+        if not self.places:
+            return {}
         parts = sum(self._kept(number).nbytes for number in range(len(self.places)))
         return {"private parts": parts, "shared directions": sum(self.basis(layer).nbytes for layer in self.bases)}
 

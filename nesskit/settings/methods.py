@@ -16,6 +16,24 @@ class MethodSettings:
     """Base of the settings of one method; methods without any use it as it is."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrivateSettings(MethodSettings):
+    """What every task after the first has for itself, beside its head."""
+
+    private: Literal["scale", "full", "adapter", "none"] = "none"
+    """In occupied directions: scale, S (k, k) before MᵀW; full, S (k, d_out). Or an adapter of low rank; or nothing."""
+    directions: int | None = None
+    """How many of a layer's occupied directions a task may use, the strongest; None: all. The rank of an adapter."""
+    norm: Literal["shared", "private"] = "shared"
+    """Whether every task has the affine pairs of BatchNorm and its relatives for itself."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "directions", self.directions is None or self.directions >= 1, "at least 1, or none for all")
+        if self.private == "adapter" and self.directions is None:
+            raise SettingsError("an adapter has a rank: give it as directions, 8, say")
+
+
 @dataclass(frozen=True)
 class NESSSettings(MethodSettings):
     """NESS: ΔW = U V with U frozen in the directions where old inputs are small (paper, Section 3)."""
@@ -66,24 +84,6 @@ class NESSBudgetSettings(NESSSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrivateSettings(MethodSettings):
-    """What every task after the first has for itself, beside its head."""
-
-    private: Literal["scale", "full", "adapter", "none"] = "none"
-    """In occupied directions: scale, S (k, k) before MᵀW; full, S (k, d_out). Or an adapter of low rank; or nothing."""
-    directions: int | None = None
-    """How many of a layer's occupied directions a task may use, the strongest; None: all. The rank of an adapter."""
-    norm: Literal["shared", "private"] = "shared"
-    """Whether every task has the affine pairs of BatchNorm and its relatives for itself."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(self, "directions", self.directions is None or self.directions >= 1, "at least 1, or none for all")
-        if self.private == "adapter" and self.directions is None:
-            raise SettingsError("an adapter has a rank: give it as directions, 8, say")
-
-
-@dataclass(frozen=True, kw_only=True)
 class NESSPrivateSettings(PrivateSettings, NESSSettings):
     """NESS with something for each task in the directions that old inputs occupy (our own; its relative is TRGP)."""
 
@@ -111,7 +111,7 @@ class JointSettings(MethodSettings):
 
 
 @dataclass(frozen=True)
-class GPMSettings(MethodSettings):
+class GPMSettings(PrivateSettings):
     """GPM: project the gradient away from the directions that hold most of old inputs' energy (Saha et al. 2021)."""
 
     threshold: float = 0.97
@@ -122,7 +122,7 @@ class GPMSettings(MethodSettings):
     """Training examples of each task that are looked at."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         require(self, "threshold", 0 < self.threshold <= 1, "in (0, 1]")
         require(self, "increment", self.increment >= 0, "at least 0")
         require(self, "samples", self.samples >= 1, "at least 1")
@@ -223,6 +223,8 @@ class TRGPSettings(GPMSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (self.private, self.norm) != ("none", "shared"):
+            raise SettingsError("trgp has scale matrices of its own kind: private must be none, and norm shared")
         require(self, "trust", 0 <= self.trust <= 1, "in [0, 1]")
         require(self, "reuse", self.reuse >= 0, "at least 0")
 
