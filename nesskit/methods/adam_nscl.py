@@ -6,7 +6,7 @@ value; it is enforced by projecting the optimizer's *update*; remembered are *mo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -64,7 +64,7 @@ class AdamNSCL(SubspaceMethod):
         """ΔW U Uᵀ."""
         return project_onto(change, self.free[name])
 
-    def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
+    def end_task(self, model: TaskModel, data: TaskData) -> Iterable[Any]:
         """Add what the layers see of this task to the moments."""
         self.free = {}
         for name, moment in moments_of(model, data).items():

@@ -7,7 +7,7 @@ is filtered *softly*, 1/(1 + σ²/α); it is enforced by projecting the *gradien
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class OWM(SubspaceMethod):
         """G P."""
         return (change.flatten(1) @ self.projectors[name]).view_as(change)
 
-    def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
+    def end_task(self, model: TaskModel, data: TaskData) -> Iterable[Any]:
         """Take the task's training examples, in batches in random order, into the projectors."""
         order = torch.randperm(len(data.train.y)).to(data.train.x.device)
         rows = pieces(order, self.settings.batch, data.company)
