@@ -39,7 +39,9 @@ GRIDS: dict[str, tuple[str, Sequence[Any]]] = {
     ),
     "ness-private": (
         "filter",
-        tuple(map(FrobeniusThreshold, (0.0032, 0.0045, 0.0063, 0.0089, 0.0126, 0.0168, 0.0212, 0.0251, 0.0283))),
+        tuple(
+            map(FrobeniusThreshold, (0.0022, 0.0032, 0.0045, 0.0063, 0.0089, 0.0126, 0.0168, 0.0212, 0.0251, 0.0283))
+        ),
     ),
 }
 

@@ -10,7 +10,7 @@ import pytest
 from nesskit.experiments.remarks import preset_of
 from nesskit.plots import display_name
 from nesskit.report.results_table import published, split_whole
-from nesskit.runs.comparison import Comparison, Estimate, size_text
+from nesskit.runs.comparison import Comparison, Estimate, count_text, size_text
 from nesskit.runs.metrics import learning_accuracy
 from nesskit.runs.results import load_results
 from nesskit.settings import METHOD_SETTINGS
@@ -75,6 +75,7 @@ def test_the_figures_are_those_of_the_recorded_runs():
     for method in METHOD_SETTINGS:
         rows = [labelled[method] for labelled in by_label]
         cells = [f"{row.average_accuracy} / {row.backward_transfer}" for row in rows]
+        cells += [count_text(rows[0].private_numbers.mean)]
         cells += [f"{rows[0].seconds.mean:.1f}", size_text(rows[0].memory.mean) if rows[0].memory.mean else "nothing"]
         assert f"| {display_name(method)} | {' | '.join(cells)} |" in README
 

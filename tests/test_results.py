@@ -47,11 +47,20 @@ def test_published_figures_are_those_of_the_paper():
     assert published("split-digits") == []
 
 
+def test_private_numbers_are_counted_a_task():
+    """Of ten tasks one has nothing of its own: 9 × 400 numbers of four bytes."""
+    run = paper_run(72.20, 0.23, seed=1)
+    run.memory = {"moments": 10**6, "private parts": 9 * 400 * 4, "shared directions": 5000}
+    assert run.private_numbers == 360
+    assert cells([run])[0]["private numbers a task"] == "360"
+
+
 def test_a_whole_run_is_compared_in_units_of_the_published_deviation():
     row = cells([paper_run(72.20, 0.23, seed=1)])[0]
     assert row["method"] == "NESS, SGDm (paper-sgdm)"
     assert row["ours: ACC / BWT %"] == "72.20 / 0.23"
     assert row["difference, in published std"] == "-1.0 / +0.5"  # (72.20 - 72.46) / .26 and (.23 - .03) / .40
+    assert row["private numbers a task"] == "0"
     assert row["seeds"] == "1"
     assert row["epochs a task"] == "70 to 79 (at most 200)"
     assert row["commit"] == "0123456789ab"

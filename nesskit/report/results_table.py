@@ -11,12 +11,12 @@ from typing import Any
 from nesskit.errors import NesskitError
 from nesskit.experiments.configure import get_benchmark
 from nesskit.experiments.remarks import complete, is_reduced, preset_of, remarks
-from nesskit.runs.comparison import Estimate, size_text
+from nesskit.runs.comparison import Estimate, count_text, size_text
 from nesskit.runs.record import Run
 
 HEADER = [
     "method", "ours: ACC / BWT %", "published: ACC / BWT %", "difference, in published std",
-    "seeds", "epochs a task", "seconds", "memory", "device", "commit", "remarks",
+    "private numbers a task", "seeds", "epochs a task", "seconds", "memory", "device", "commit", "remarks",
 ]  # fmt: skip
 
 
@@ -60,7 +60,8 @@ def result_table(benchmark: str, runs: Sequence[Run]) -> tuple[list[str], list[l
     where the runs are the whole benchmark with the preset's own settings: a reduced or changed run is no reproduction,
     and its row says in what.
 
-    Seconds are those of a run, memory is what the method keeps between tasks.
+    Private numbers are what a task has for itself beside its head, seconds are those of a run, and memory is what the
+    method keeps between tasks.
 
     Raises:
         UnknownNameError: no benchmark of that name.
@@ -113,6 +114,7 @@ def _row(group: _Group | None, line: Published | None) -> list[str]:
         f"{accuracy} / {transfer}" if runs else "–",
         f"{_mean_std(line.accuracy)} / {_mean_std(line.transfer)}" if line else "–",
         _difference(accuracy, transfer, line) if runs and line else "–",
+        count_text(Estimate.of([run.private_numbers for run in runs]).mean) if runs else "",
         ", ".join(str(run.config["seed"]) for run in runs),
         _epochs(runs),
         f"{Estimate.of([run.seconds for run in runs]).mean:.1f}" if runs else "",

@@ -50,6 +50,7 @@ def comparison_table(comparison: Comparison) -> Table:
         "BWT, points",
         f"ACC − {reference}",
         f"BWT − {reference}",
+        "private numbers a task",
         "seconds",
         "memory kept",
     ]
@@ -62,7 +63,8 @@ def comparison_table(comparison: Comparison) -> Table:
         for label, *rest in rows
     ]
     caption = (
-        f"Mean ± standard deviation over seeds (n − 1); differences to {reference} are paired by seed; –: not defined."
+        f"Mean ± standard deviation over seeds (n − 1); differences to {reference} are paired by seed; –: not defined. "
+        "Private numbers are what a task has for itself beside its head."
     )
     return Table(header, cells, caption, numeric=True)
 

@@ -59,7 +59,8 @@ class Failure:
 class MethodRow:
     """One method in a comparison, in percent; a ``*_difference`` is this method minus the reference, seed by seed.
 
-    ``memory`` is what a method keeps between tasks, in bytes; ``failed`` are seeds whose runs failed.
+    ``private_numbers`` are what a task has for itself beside its head, ``memory`` is what a method keeps between tasks,
+    in bytes; ``failed`` are seeds whose runs failed.
     """
 
     label: str
@@ -69,6 +70,7 @@ class MethodRow:
     backward_transfer: Estimate
     accuracy_difference: Estimate
     transfer_difference: Estimate
+    private_numbers: Estimate
     seconds: Estimate
     memory: Estimate
 
@@ -121,7 +123,7 @@ class Comparison:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells as text, for a terminal or a page."""
         header = ["method", "seeds", "ACC %", "BWT %", f"ACC - {self.reference}", f"BWT - {self.reference}"]
-        return [*header, "seconds", "memory"], [
+        return [*header, "private numbers a task", "seconds", "memory"], [
             [
                 row.label,
                 str(len(row.seeds)) + (f", {len(row.failed)} failed" if row.failed else ""),
@@ -129,6 +131,7 @@ class Comparison:
                 str(row.backward_transfer),
                 "" if row.label == self.reference else str(row.accuracy_difference),
                 "" if row.label == self.reference else str(row.transfer_difference),
+                count_text(row.private_numbers.mean),
                 "–" if np.isnan(row.seconds.mean) else f"{row.seconds.mean:.1f}",
                 "–" if np.isnan(row.memory.mean) else size_text(row.memory.mean),
             ]
@@ -144,6 +147,7 @@ class Comparison:
                 "seed": seed,
                 "average_accuracy": run.average_accuracy,
                 "backward_transfer": run.backward_transfer,
+                "private_numbers": run.private_numbers,
                 "seconds": round(run.seconds, 3),
                 "memory": sum(run.memory.values()),
                 "status": run.status,
@@ -152,7 +156,8 @@ class Comparison:
             for label, runs in self.groups.items()
             for seed, run in runs.items()
         ]
-        nothing = {name: float("nan") for name in ("average_accuracy", "backward_transfer", "seconds", "memory")}
+        measured = ("average_accuracy", "backward_transfer", "private_numbers", "seconds", "memory")
+        nothing = dict.fromkeys(measured, float("nan"))
         finals = {f"final_accuracy_task_{task + 1}": float("nan") for task in range(tasks)}
         return ended + [
             {"method": f.method, "seed": f.seed, **nothing, "status": f"failed: {f.reason}", **finals}
@@ -189,6 +194,11 @@ def size_text(size: float) -> str:
     return f"{size:.0f} B"
 
 
+def count_text(count: float) -> str:
+    """A number of things as a person reads it."""
+    return "–" if np.isnan(count) else f"{count:,.0f}"
+
+
 def _labels(runs: Sequence[Run]) -> list[str]:
     """For each run its method, and where a method appears with several settings, what is different about them."""
     labels = []
@@ -215,6 +225,7 @@ def _row(label: str, runs: dict[int, Run], reference: dict[int, Run], failed: tu
         Estimate.of([run.backward_transfer for run in runs.values()]),
         Estimate.of([run.average_accuracy - other.average_accuracy for run, other in pairs]),
         Estimate.of([run.backward_transfer - other.backward_transfer for run, other in pairs]),
+        Estimate.of([run.private_numbers for run in runs.values()]),
         Estimate.of([run.seconds for run in runs.values()]),
         Estimate.of([sum(run.memory.values()) for run in runs.values()]),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,11 @@ FORMAT = 2  # of a run folder's files; raised when an older nesskit could not re
 
 
 INTERRUPTED = "interrupted from the keyboard"  # the reason of such a stop
+
+
+# What of a method's memory one task uses and no other, by the names that methods give it.
+PRIVATE = ("private parts", "scale matrices", "gates")
+FLOAT32 = 4  # bytes of a number
 
 
 Status = Literal["running", "stopped", "failed", "finished"]
@@ -107,6 +113,13 @@ class Run:
     def tasks_done(self) -> int:
         """How many tasks have been learned."""
         return len(metrics.final_accuracy(self.accuracy))
+
+    @property
+    def private_numbers(self) -> float:
+        """How many numbers a task has for itself beside its head, in the mean over all tasks; NaN before the first."""
+        if not self.tasks_done:
+            return math.nan
+        return sum(self.memory.get(name, 0) for name in PRIVATE) / FLOAT32 / self.tasks_done
 
     def summary(self) -> dict[str, Any]:
         """The result in one JSON object: ACC, BWT, accuracy matrix, seconds, folder (null where there is none)."""
