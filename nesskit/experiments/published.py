@@ -45,8 +45,8 @@ def falling_rate(
     )
 
 
-# Of how many images the code of Saha et al. makes the basis of each layer, and that it keeps one direction a layer less in
-# task 1. What builds on GPM (SGP, TRGP, DFGP) took both over. On ResNet18 it has a number for each 3 × 3 convolution, 10
+# Of how many images the code of Saha et al. makes the basis of each layer, and that it keeps one direction a layer less
+# in task 1. What builds on GPM (SGP, TRGP, DFGP) took both over. ResNet18 has a number for each 3 × 3 convolution, 10
 # (× 8), 50 (× 3) and 100 (× 6), and a shortcut has that of the convolution beside it.
 BASES_OF_ALEXNET: dict[str, Any] = {
     "samples": 125,
