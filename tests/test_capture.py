@@ -199,3 +199,13 @@ def test_moments_on_autocast_do_not_lose_precision():
     with torch.autocast("cpu", torch.bfloat16):
         moment = collect_moments(nn.Sequential(nn.Linear(4, 2)), [x])["0"]
     torch.testing.assert_close(moment.matrix, x.double().T @ x.double(), rtol=1e-12, atol=0)
+
+
+def test_only_the_first_samples_of_a_batch_count_with_every_position_of_theirs():
+    """Of 6 sequences of 5 tokens the first 2: ten rows; the other layer sees all thirty."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).double(), torch.randn(6, 5, 4, dtype=torch.float64)
+    moments = collect_moments(model, [x], samples={"0": 2})
+    rows = x[:2].reshape(10, 4)
+    torch.testing.assert_close(moments["0"].matrix, rows.T @ rows)
+    assert (moments["0"].count, moments["1"].count) == (10, 30)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from nesskit import build_model, load_stream
 from nesskit.errors import SettingsError
 from nesskit.methods import AdamNSCL, Method
 from nesskit.networks import MLP, TaskModel
 from nesskit.settings import AdamNSCLSettings
 from nesskit.spectra.filters import FrobeniusThreshold
 from nesskit.spectra.moment import Moment
-from nesskit.streams.batches import Batch
+from nesskit.streams.batches import Batch, TaskData
 
 rng = torch.Generator().manual_seed(0)
 OLD = torch.randn(40, 4, generator=rng) @ torch.randn(4, 6, generator=rng)  # two of six directions are never used
@@ -74,6 +75,29 @@ def test_projecting_the_gradient_instead_would_not_hold_adam():
         gradient.copy_(gradient @ basis @ basis.T)
         optimizer.step()
     assert (OLD @ (weight(model) - before).T).abs().max() > 0.1
+
+
+def test_the_covariance_of_batch_means_is_that_of_one_row_a_batch():
+    """As the authors' present code has it; a batch of everything leaves the outer product of the mean."""
+    stream = load_stream("split-digits", seed=0)
+    data, model = TaskData(stream[0], 0, torch.device("cpu")), build_model(stream, seed=0)
+    x = stream[0].normalise(stream[0].train.x).double()
+    method = AdamNSCL(AdamNSCLSettings(batch=len(x)))
+    method.end_task(model, data)
+    mean = x.mean(dim=0)
+    torch.testing.assert_close(method.moments["layers.0"].matrix, torch.outer(mean, mean), rtol=1e-4, atol=1e-6)
+    assert method.moments["layers.0"].count == 1
+    method = AdamNSCL(AdamNSCLSettings(batch=32))
+    torch.manual_seed(0)
+    method.end_task(model, data)
+    torch.manual_seed(0)
+    means = torch.stack([part.mean(dim=0) for part in x[torch.randperm(len(x))].split(32)])
+    torch.testing.assert_close(method.moments["layers.0"].matrix, means.T @ means, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_is_of_one_example_at_least():
+    with pytest.raises(SettingsError, match="batch must be at least 1, got 0"):
+        AdamNSCLSettings(batch=0)
 
 
 def test_a_filter_must_be_one():

@@ -54,6 +54,44 @@ def test_the_fisher_information_of_a_batch_is_the_square_of_its_score():
     torch.testing.assert_close(found, score.square() / 6)
 
 
+def test_the_empirical_fisher_is_the_square_of_the_score_of_the_true_labels():
+    """By hand: Σ_n (e_{y_n} - p_n) x_nᵀ of each batch of 20, squared, over n; the last batch has 5."""
+    stream = load_stream("split-digits", seed=0)
+    x, y = stream[0].train.x[:45].float(), stream[0].train.y[:45]
+    model = logistic_regression(x, classes=2)
+    p = model(x, 0).softmax(dim=1).detach()
+    scores = [(nn.functional.one_hot(y[i : i + 20], 2) - p[i : i + 20]).T @ x[i : i + 20] for i in (0, 20, 40)]
+    found = fisher_diagonal(model, 0, x.split(20), y.split(20))["weight"]
+    torch.testing.assert_close(found, sum(score.square() for score in scores) / 45)
+
+
+def test_the_empirical_fisher_has_dropout_at_work_and_moves_no_running_average():
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
+    model = TaskModel(backbone, 6, [2]).eval()
+    x, y = torch.randn(8, 4), torch.arange(8) % 2
+    before = {name: value.clone() for name, value in backbone[1].named_buffers()}
+    one, other = (fisher_diagonal(model, 0, [x], [y])["0.weight"] for _ in range(2))
+    assert not torch.equal(one, other)
+    assert all(torch.equal(value, before[name]) for name, value in backbone[1].named_buffers())
+    assert not any(module.training for module in model.modules())
+
+
+def test_the_settings_say_which_fisher():
+    stream = load_stream("split-digits", seed=0)
+    data, importances = TaskData(stream[0], 0, CPU), {}
+    for fisher in ("expected", "empirical"):
+        model = build_model(stream, NetworkSettings(widths=(8,)), seed=0)
+        method = EWC(EWCSettings(fisher=fisher, fisher_batch=20))
+        torch.manual_seed(0)
+        method.end_task(model, data)
+        importances[fisher] = method.importance["layers.0.weight"]
+    x = stream[0].normalise(data.train.x)
+    expected = fisher_diagonal(model, 0, x.split(20), data.train.y.split(20))["layers.0.weight"]
+    torch.testing.assert_close(importances["empirical"], expected)
+    assert not torch.allclose(importances["expected"], expected, rtol=0.1)
+
+
 def learned(form, tasks=3, **settings):
     """EWC after ``tasks`` tasks whose weights and importances are drawn at random: (method, model, [(F_t, θ_t)])."""
     stream = load_stream("split-digits", seed=0)

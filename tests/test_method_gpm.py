@@ -3,14 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F  # noqa: N812
 
-from nesskit import TrainingSettings, build_model, fit, load_stream
+from nesskit import TaskModel, TrainingSettings, build_model, fit, load_stream
 from nesskit.errors import SettingsError, SpectrumError
 from nesskit.methods import GPM
-from nesskit.methods.subspace import protected_weights
+from nesskit.methods.subspace import moments_of, protected_layers, protected_weights
+from nesskit.networks import AlexNet
 from nesskit.settings import GPMSettings
 from nesskit.spectra.moment import Moment
 from nesskit.spectra.projections import grow_basis, outside, project_onto, project_out
+from nesskit.streams.base import Examples, Task
+from nesskit.streams.batches import TaskData
 
 RNG = np.random.default_rng(0)
 
@@ -104,9 +108,64 @@ def test_updates_of_a_run_avoid_the_basis_and_every_protected_input():
         assert (update @ bases[name]).norm() < 1e-4 * update.norm()  # and none of it along M
 
 
+@pytest.mark.parametrize(("bases", "less"), [("paper", 0), ("authors", 1)])
+def test_the_authors_code_has_one_direction_less_in_task_1(bases, less):
+    """Their r = Σ (cumulated share < ε) of task 1, without the +1; later tasks go on from there by Eq. 9."""
+    scales = np.geomspace(3, 0.05, 12)
+    first, second = (RNG.standard_normal((40, 12)) * scales[RNG.permutation(12)] for _ in range(2))
+    method, weight = GPM(GPMSettings(bases=bases)), torch.zeros(5, 12, dtype=torch.float64)
+    method.remember("layer", moment_of(first), 0.9, weight)
+    plain = plain_basis(first.T, 0.9)
+    plain = plain[:, : plain.shape[1] - less]
+    np.testing.assert_allclose(projector(method.bases["layer"]), projector(plain), atol=1e-10)
+    method.remember("layer", moment_of(second), 0.95, weight)
+    plain = plain_basis(second.T, 0.95, plain)
+    np.testing.assert_allclose(projector(method.bases["layer"]), projector(plain), atol=1e-10)
+
+
+def test_of_the_images_that_pass_the_network_together_each_layer_sees_its_number():
+    """From hooks on AlexNet, whose BatchNorm has the statistics of all of them."""
+    torch.manual_seed(0)
+    model = TaskModel(AlexNet(), 2048, [2]).double()
+    x = torch.randn(12, 3, 32, 32, dtype=torch.float64)
+    layers, inputs = protected_layers(model.backbone), {}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))
+    with torch.no_grad():
+        model.eval()(x, 0)
+    counts = dict(zip(layers, (2, 5, 6, 12, 12), strict=True))
+    examples = Examples(x, torch.zeros(12, dtype=torch.long))
+    data = TaskData(Task("task", ("a", "b"), examples, examples, examples), 0, torch.device("cpu"))
+    moments = moments_of(model, data, x, counts)
+    for name, layer in layers.items():
+        rows = inputs[name][: counts[name]]
+        if rows.ndim == 4:
+            rows = F.unfold(rows, layer.kernel_size).transpose(1, 2).flatten(0, 1)
+        torch.testing.assert_close(moments[name].matrix, rows.T @ rows)
+        assert moments[name].count == len(rows)
+
+
+def test_each_layer_has_its_number_of_samples_or_none_has():
+    stream = load_stream("split-digits", seed=0).first(1)
+    model, method = build_model(stream, seed=0), GPM(GPMSettings(samples_of_layers=(20, 100, 100)))
+    message = r"samples_of_layers has 3 numbers, but this network has 2 layers to protect \(layers.0, layers.1\)"
+    with pytest.raises(SettingsError, match=message):
+        fit(model, stream, method, TrainingSettings(epochs=1), seed=0)
+    method = GPM(GPMSettings(samples_of_layers=(2, 100)))
+    fit(model, stream, method, TrainingSettings(epochs=1), seed=0)
+    assert method.bases["layers.0"].shape[1] <= 2 < method.bases["layers.1"].shape[1]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"threshold": 0.0}, "threshold"), ({"increment": -0.1}, "increment"), ({"samples": 0}, "samples")],
+    [
+        ({"threshold": 0.0}, "threshold"),
+        ({"increment": -0.1}, "increment"),
+        ({"samples": 0}, "samples"),
+        ({"samples_of_layers": (10, 0)}, "samples_of_layers must be numbers from 1 to 125, which is samples"),
+        ({"samples_of_layers": (10, 126)}, "samples_of_layers must be numbers from 1 to 125, which is samples"),
+        ({"samples_of_layers": (1.5,)}, "every samples_of_layers must be a whole number"),
+    ],
 )
 def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(SettingsError, match=message):

@@ -7,6 +7,7 @@ import torch
 from nesskit import TrainingSettings, build_model, fit, load_stream
 from nesskit.errors import SettingsError
 from nesskit.methods import GPM, TRGP
+from nesskit.methods.subspace import moments_of
 from nesskit.methods.trgp import leading_columns
 from nesskit.settings import GPMSettings, TRGPSettings
 from nesskit.spectra.moment import Moment
@@ -121,6 +122,88 @@ def test_the_strongest_columns_are_found_first():
     assert leading_columns(energy, moment, 0.6).tolist() == [1]
     assert leading_columns(energy, moment, 0.9).tolist() == [1, 2]
     assert leading_columns(energy, moment, 1.0).tolist() == [1, 2, 0]
+
+
+def as_the_authors(activation, share, space):
+    """Their ``get_space_and_grad`` in plain numpy: (their ``space_list_all``, the task's own ``space_list``)."""
+    if space is None:
+        left, sizes, _ = np.linalg.svd(activation, full_matrices=False)
+        r = int((np.cumsum(sizes**2) / (sizes**2).sum() < share).sum())
+        return left[:, :r], left[:, :r]
+    total = (activation**2).sum()
+    old = ((space.T @ activation) ** 2).sum(axis=1)
+    left, sizes, _ = np.linalg.svd(activation - space @ space.T @ activation, full_matrices=False)
+    together = np.hstack([old, sizes**2])
+    order, held, r = np.argsort(together)[::-1], 0.0, 0
+    while held < share * total:
+        held += together[order[r]]
+        r += 1
+    chosen, both = order[:r], np.hstack([space, left])
+    return np.hstack([space, both[:, chosen[chosen > len(old)]]]), both[:, chosen]
+
+
+def span(basis):
+    basis = np.asarray(basis)
+    return basis @ basis.T
+
+
+def test_bases_as_the_authors_code_makes_them():
+    rng = np.random.default_rng(0)
+    method, weight = TRGP(TRGPSettings(bases="authors")), torch.zeros(5, 16, dtype=torch.float64)
+    space, protected = None, []
+    for task, share in enumerate((0.9, 0.9, 0.93)):
+        inputs = rng.standard_normal((60, 16)) * np.geomspace(5, 0.05, 16)[rng.permutation(16)]
+        moment = Moment(16)
+        moment.update(inputs)
+        method.remember("layer", moment, share, weight)
+        space, own = as_the_authors(inputs.T, share, space)
+        np.testing.assert_allclose(span(method.bases["layer"]), span(space), atol=1e-9)
+        np.testing.assert_allclose(span(method._occupied("layer", task)), span(own), atol=1e-9)
+        protected.append(((space.T @ inputs.T) ** 2).sum() / (inputs**2).sum())
+        if task:
+            assert ((own.T @ inputs.T) ** 2).sum() >= share * (inputs**2).sum()  # the task's own are enough,
+    assert max(protected[1:]) < 0.85  # what is protected is not: the strongest new direction is left out
+
+
+def test_a_task_in_which_nothing_is_new_leaves_nothing_out():
+    method, weight = TRGP(TRGPSettings(bases="authors")), torch.zeros(2, 3)
+    moment = Moment(3)
+    moment.update(torch.diag(torch.tensor([4.0, 2.0, 0.1])))
+    method.remember("layer", moment, 0.999, weight)  # two of three hold 0.9995, and one of them is kept
+    moment = Moment(3)
+    moment.update(torch.diag(torch.tensor([3.0, 0.0, 0.0])))
+    method.remember("layer", moment, 0.99, weight)
+    assert method.bases["layer"].shape == (3, 1)
+    assert [method._occupied("layer", task).shape for task in (0, 1)] == [(3, 1), (3, 1)]
+
+
+@pytest.mark.parametrize("bases", ["paper", "authors"])
+def test_the_authors_look_at_a_task_without_its_scale_matrices(bases):
+    method = TRGP(TRGPSettings(samples=2000, trust=0.0, bases=bases))  # all examples
+    model = after_one_task(method)
+    method.begin_task(model, data_of(1))
+    for scale in model.scales:
+        scale.data *= 3.0
+    plain, seen = moments_of(model, data_of(1))["layers.1"].matrix, {}
+    method.remember = lambda name, moment, share, weight: seen.update({name: moment.matrix})
+    method.end_task(model, data_of(1))
+    equal = torch.allclose(seen["layers.1"], plain)
+    assert equal == (bases == "authors")
+
+
+def test_a_run_with_the_bases_of_the_authors_goes_on_from_its_state():
+    model, method = build_model(STREAM, seed=0), TRGP(TRGPSettings(0.97, 0.003, bases="authors", trust=0.0))
+    fit(model, STREAM, method, TRAINING, seed=0)
+    assert any(beside.shape[1] for beside in method.left_out.values())
+    for basis in method.bases.values():
+        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
+    again = TRGP(TRGPSettings(0.97, 0.003, bases="authors", trust=0.0))
+    other = build_model(STREAM, seed=0)
+    again.load_state_dict(other, method.state_dict())
+    other.load_state_dict(model.state_dict())
+    x = STREAM[2].test.x.float()
+    assert torch.equal(other(x, 2), model(x, 2))
+    assert again.memory_report() == method.memory_report()
 
 
 def test_trust_is_a_share():

@@ -55,6 +55,14 @@ def test_private_numbers_are_counted_a_task():
     assert cells([run])[0]["private numbers a task"] == "360"
 
 
+def test_the_digits_of_ewc_carry_what_they_were_copied_from():
+    """68.88 ± .80 here, 68.80 ± .88 in CUBER's table; the other lines that come from there are equal to it."""
+    (row,) = [row for row in cells([]) if row["method"] == "EWC"]
+    assert row["published: ACC / BWT %"] == "68.88 ± 0.80 / -2.00 ± 1.00"
+    assert "CUBER's table" in row["remarks"]
+    assert "68.80 ± 0.88" in row["remarks"]
+
+
 def test_a_whole_run_is_compared_in_units_of_the_published_deviation():
     row = cells([paper_run(72.20, 0.23, seed=1)])[0]
     assert row["method"] == "NESS, SGDm (paper-sgdm)"

@@ -30,6 +30,7 @@ def collect_moments(
     batches: Iterable[Any],
     layers: Sequence[str] | None = None,
     augment_bias: bool = False,
+    samples: Mapping[str, int] | None = None,
 ) -> dict[str, Moment]:
     """The moments of every layer's inputs, from one forward pass in evaluation mode.
 
@@ -42,6 +43,8 @@ def collect_moments(
         layers: names of layers; None: every one that :func:`nesskit.adapt` can adapt.
         augment_bias: give linear layers and convolutions of images with a bias one more input that is always 1 (d + 1
             instead of d).
+        samples: layer name → how many samples of each batch, a tensor, count for it: the first ones. The others pass
+            the model with them, which matters to BatchNorm. A layer that is not named sees all.
 
     Returns:
         For each layer's name its :class:`Moment`, on the device of the layer. A linear layer contributes every
@@ -62,7 +65,12 @@ def collect_moments(
         for name, kind in kinds.items()
     }
 
+    counted = samples or {}
+    size = 0  # of the batch that runs
+
     def seen(name: str, use: Use) -> None:
+        if name in counted:
+            use = use.first(min(counted[name], size), size)
         try:
             use.add_to(moments[name], augmented[name])
         except SpectrumError as error:
@@ -70,6 +78,7 @@ def collect_moments(
 
     with evaluating(model), watching(model, chosen, kinds, seen) as watch:
         for batch in batches:
+            size = len(batch) if counted else 0
             call(model, batch)
             watch.forget_copies()
     for name, operation in watch.unknown.items():

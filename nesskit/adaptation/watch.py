@@ -69,6 +69,10 @@ class Use:
             for rows, count in self.rows(augment):
                 moment.update(rows, count)
 
+    def first(self, count: int, of: int) -> Use:
+        """What the first ``count`` of ``of`` samples contributed; the rows of a sample lie together."""
+        return dataclasses.replace(self, x=self.x[: len(self.x) * count // of])
+
     def mean(self) -> Use:
         """The mean over the samples, as one sample; the patches of a mean image are the means of the patches."""
         return dataclasses.replace(self, x=self.x.mean(dim=0, keepdim=True))

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nesskit.methods.subspace import SubspaceMethod, kept_beside, moments_of, protected_weights
+from nesskit.methods.subspace import SubspaceMethod, kept_beside, moments_of, moments_of_means, protected_weights
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import AdamNSCLSettings
 from nesskit.spectra.filters import Probe
@@ -29,6 +29,10 @@ class AdamNSCL(SubspaceMethod):
     As in the paper, the moments of all tasks are summed up (there: averaged, which has the same directions). Unlike
     there, all weights have one learning rate, BatchNorm's parameters stay as task 1 left them instead of being
     penalised, and U Uᵀ is not divided by its norm (which the authors' code does, and which rescales the learning rate).
+
+    In two more things the authors' present code differs: the covariance is that of the *means* of training batches (one
+    row a batch, for a convolution one a position), which protects less than all inputs do (their older file
+    ``svd_based_without_avg`` has all of them); the setting ``batch`` takes means, too.
 
     The digits' presets train with Adam at lr 0.003 (better than 0.001 on validation data of seed 1 of permuted-digits)
     and free σ ≤ ε ‖I‖_F, with an ε for each benchmark (``studies/hyperparameters.py``). The publication's rule,
@@ -67,7 +71,8 @@ class AdamNSCL(SubspaceMethod):
     def end_task(self, model: TaskModel, data: TaskData) -> Iterable[Any]:
         """Add what the layers see of this task to the moments."""
         self.free = {}
-        for name, moment in moments_of(model, data).items():
+        size = self.settings.batch
+        for name, moment in (moments_of(model, data) if size == 1 else moments_of_means(model, data, size)).items():
             self.moments[name] = self.moments[name] + moment if name in self.moments else moment
         return super().end_task(model, data)
 

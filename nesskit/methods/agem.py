@@ -25,7 +25,8 @@ class AGEM(Method):
     With g the gradient of the new task and g_ref that of a batch drawn from the memory of all old tasks, the step
     follows g̃ = g - (gᵀg_ref / g_refᵀg_ref) g_ref if gᵀg_ref < 0, else g (Eq. 10 and 11; the constraint is
     g̃ᵀg_ref ≥ 0). Both are taken over the backbone: heads of old tasks do not move, and the new one serves no old task.
-    As published, it is the gradient that is constrained: weight decay and Adam's rescaling come after it.
+    As published, it is the gradient that is constrained: weight decay and Adam's rescaling come after it. (The authors'
+    code takes both over the heads, too: a step that is projected then also lowers the memory's loss in old heads.)
 
     Attributes:
         memory: per old task its inputs, labels, and how the inputs are normalised.

@@ -7,7 +7,8 @@ information; it is enforced by a *penalty*; remembered are importances and the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ class EWC(Method):
     F (θ - c)² with F = Σ_t F_t and c = Σ_t F_t θ_t / F, up to a constant that no gradient sees. So two tensors of the
     size of the weights are enough for any number of tasks. The online form forgets the old anchors (c is where the last
     task ended) and lets old importances fade: F ← γ F + F_t.
+
+    With ``fisher="empirical"`` importances are those of the code of Serrà et al. 2018, whose figures for EWC are the
+    ones that others quote: squares of a batch's gradient for its true labels, with dropout at work. Once a task is
+    learned these gradients are small, and its weights protected less. There heads have importances, too, which changes
+    nothing: no later task moves the head of an old one.
 
     Attributes:
         importance: name of a backbone's parameter → F, in its shape.
@@ -66,10 +72,13 @@ class EWC(Method):
 
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Add the task's Fisher information to the importances."""
-        settings = self.settings
-        x = data.train.x if settings.samples is None else sample(data.train.x, settings.samples)
-        parts = pieces(x, settings.fisher_batch, data.company)
-        new = fisher_diagonal(model, data.index, (normalise(part, data.normalisation) for part in parts))
+        settings, (x, y) = self.settings, (data.train.x, data.train.y)
+        if settings.samples is not None:
+            rows = sample(torch.arange(len(y), device=y.device), settings.samples)
+            x, y = x[rows], y[rows]
+        inputs, labels = (pieces(part, settings.fisher_batch, data.company) for part in (x, y))
+        batches = (normalise(part, data.normalisation) for part in inputs)
+        new = fisher_diagonal(model, data.index, batches, labels if settings.fisher == "empirical" else None)
         parameters = dict(model.backbone.named_parameters())
         for name, importance in new.items():
             self._remember(name, importance, parameters[name].detach())
@@ -104,7 +113,9 @@ class EWC(Method):
         }
 
 
-def fisher_diagonal(model: TaskModel, task: int, batches: Iterator[Tensor]) -> dict[str, Tensor]:
+def fisher_diagonal(
+    model: TaskModel, task: int, batches: Iterable[Tensor], labels: Iterable[Tensor] | None = None
+) -> dict[str, Tensor]:
     """The diagonal of the Fisher information of the backbone's parameters, F_i = E[(∂ log p(y | x) / ∂θ_i)²].
 
     y is drawn from the model's own answers. Scores of such labels have mean zero and are independent, so the square of
@@ -115,6 +126,8 @@ def fisher_diagonal(model: TaskModel, task: int, batches: Iterator[Tensor]) -> d
         model: in whatever mode; looked at in evaluation mode.
         task: whose head answers.
         batches: normalised inputs (n, …). The smaller they are, the less the estimate scatters.
+        labels: the true ones of each batch, (n,), for the empirical Fisher: taken instead of drawn ones, in training
+            mode, except that running averages stay as they are.
 
     Returns:
         Name → F in the parameter's shape, a mean over examples; of what the user froze none is needed.
@@ -125,10 +138,13 @@ def fisher_diagonal(model: TaskModel, task: int, batches: Iterator[Tensor]) -> d
     total = {name: torch.zeros_like(p, dtype=at_least_float32(p)) for name, p in parameters.items()}
     count = 0
     with evaluating(model):
-        for x in batches:
+        if labels is not None:
+            model.train()
+            keep_running_statistics(model.backbone)
+        for x, known in zip(batches, itertools.repeat(None) if labels is None else labels, strict=False):
             logits = model(x, task)
-            drawn = Categorical(logits=logits.detach()).sample()
-            log_likelihood = -F.cross_entropy(logits, drawn, reduction="sum")
+            y = Categorical(logits=logits.detach()).sample() if known is None else known
+            log_likelihood = -F.cross_entropy(logits, y, reduction="sum")
             scores = torch.autograd.grad(log_likelihood, list(parameters.values()), materialize_grads=True)
             for name, score in zip(parameters, scores, strict=True):
                 total[name] += score.to(total[name]).square()

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nesskit.errors import SettingsError
 from nesskit.methods.private import PrivateLearning, affine_pairs
 from nesskit.methods.subspace import SubspaceMethod, kept_beside, moments_of, protected_weights, sample
 from nesskit.networks.task_model import TaskModel
@@ -22,6 +23,10 @@ from nesskit.streams.batches import TaskData
 
 class GPM(PrivateLearning, SubspaceMethod):
     """Every task after the first follows its gradient without its part along the old inputs: G - G M Mᵀ (Eq. 6, 7).
+
+    The authors' code differs from Eq. 5: in task 1 it keeps one direction a layer less, so that M holds less than the
+    threshold's share (``bases="authors"``; later tasks are as in Eq. 9). And not every layer sees all sampled images:
+    the bases of early layers are made from few of them (``samples_of_layers``), since each gives many patches.
 
     As an option of ours, a task has something for itself along M, see :class:`nesskit.methods.NESSPrivate`.
 
@@ -37,6 +42,19 @@ class GPM(PrivateLearning, SubspaceMethod):
     def __init__(self, settings: GPMSettings | None = None) -> None:
         super().__init__(settings)
         self.bases: dict[str, Tensor] = {}
+
+    def check(self, model: TaskModel) -> None:
+        """A number of samples for each layer, or for none.
+
+        Raises:
+            SettingsError: more or fewer numbers than layers.
+        """
+        counts, layers = self.settings.samples_of_layers, protected_weights(model)
+        if counts and len(counts) != len(layers):
+            raise SettingsError(
+                f"samples_of_layers has {len(counts)} numbers, but this network has {len(layers)} layers to protect "
+                f"({', '.join(layers)}): give one for each, or none"
+            )
 
     def held(self) -> Collection[str]:
         """Every layer that has a basis."""
@@ -59,16 +77,21 @@ class GPM(PrivateLearning, SubspaceMethod):
     def end_task(self, model: TaskModel, data: TaskData) -> Iterable[Any]:
         """Add the directions of the task's inputs to M, so that it holds the threshold's share of their energy."""
         share = min(self.settings.threshold + self.settings.increment * data.index, 1.0)
+        weights, settings = protected_weights(model), self.settings
+        counts = dict(zip(weights, settings.samples_of_layers, strict=False))  # none if every layer sees all
         with self.own_parts_in_place(model, data.index):
-            moments = moments_of(model, data, sample(data.train.x, self.settings.samples))
-        for name, weight in protected_weights(model).items():
+            moments = moments_of(model, data, sample(data.train.x, settings.samples), counts)
+        for name, weight in weights.items():
             self.remember(name, moments[name], share, weight)
         return super().end_task(model, data)
 
     def remember(self, name: str, moment: Moment, share: float, weight: Tensor) -> None:
         """Grow the M of one layer, whose ``weight`` says in which type (float32 at least) and where it is kept."""
-        basis = self.bases.get(name, weight.new_empty(moment.dimension, 0))
-        self.bases[name] = kept_beside(weight, grow_basis(basis, moment, share))
+        first = name not in self.bases
+        basis = weight.new_empty(moment.dimension, 0) if first else self.bases[name]
+        grown = grow_basis(basis, moment, share)
+        one_less = first and self.settings.bases == "authors"
+        self.bases[name] = kept_beside(weight, grown[:, :-1] if one_less else grown)
 
     def state_dict(self) -> dict[str, Any]:
         """The bases."""

@@ -11,17 +11,14 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nesskit.adaptation.capture import call, evaluating
-from nesskit.adaptation.watch import Use, watching
-from nesskit.adaptation.weights import known_kind
-from nesskit.methods.subspace import SubspaceMethod, kept_beside, protected_layers, protected_weights
+from nesskit.methods.subspace import SubspaceMethod, batch_means, kept_beside, protected_weights, shuffled_rows
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import OWMSettings
 from nesskit.spectra.precision import float64_device
 from nesskit.streams.base import normalise
-from nesskit.streams.batches import TaskData, pieces
+from nesskit.streams.batches import TaskData
 
 
 class OWM(SubspaceMethod):
@@ -29,6 +26,11 @@ class OWM(SubspaceMethod):
 
     P is never computed from A: recursive least squares takes in one mean after another and forgets it (Eq. 3 to 5 of
     the paper's Methods, see :func:`update_projector`). A convolution has one mean at each of its positions.
+
+    The authors' code differs: projectors grow with every training batch, in task 1 too, whose gradient is projected as
+    well; the patches of a convolution are taken with a stride of 2 from a mean image that is padded by repeating its
+    border; gradients are clipped at a norm of 10. Here a convolution's inputs are those that it really has, the
+    projectors grow when a task is learned (the text), and task 1 is free.
 
     Attributes:
         projectors: layer name → P (d, d), in the weight's dtype, float32 at least.
@@ -53,8 +55,7 @@ class OWM(SubspaceMethod):
 
     def end_task(self, model: TaskModel, data: TaskData) -> Iterable[Any]:
         """Take the task's training examples, in batches in random order, into the projectors."""
-        order = torch.randperm(len(data.train.y)).to(data.train.x.device)
-        rows = pieces(order, self.settings.batch, data.company)
+        rows = shuffled_rows(data, self.settings.batch)
         projectors = {name: self._projector(name, weight) for name, weight in protected_weights(model).items()}
         means = batch_means(model.backbone, (normalise(data.train.x[p], data.normalisation) for p in rows))
         for number, inputs in enumerate(means):
@@ -105,20 +106,3 @@ def update_projector(projector: Tensor, rows: Tensor, alpha: float) -> Tensor:
     inner = alpha * torch.eye(len(X)).to(X) + seen @ X.T
     updated = projector - seen.T @ torch.linalg.solve(inner, seen)
     return (updated + updated.T) / 2
-
-
-@torch.no_grad()
-def batch_means(backbone: nn.Module, batches: Iterable[Tensor]) -> Iterable[dict[str, Tensor]]:
-    """For each batch: layer name → (positions, d), the mean over the batch of the layer's input at each position."""
-    means: dict[str, list[Tensor]] = {}
-
-    def seen(name: str, use: Use) -> None:
-        means.setdefault(name, []).extend(rows for rows, _ in use.mean().rows())
-
-    layers = protected_layers(backbone)
-    kinds = {name: known_kind(layer) for name, layer in layers.items()}
-    for batch in batches:
-        means.clear()
-        with evaluating(backbone), watching(backbone, layers, kinds, seen):
-            call(backbone, batch)
-        yield {name: torch.cat(rows) for name, rows in means.items()}

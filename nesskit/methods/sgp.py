@@ -26,11 +26,11 @@ class SGP(GPM):
 
     A task gives the direction m_i, along which its inputs R have σ_i = ‖m_iᵀ R‖, the importance
 
-        λ_i = (α + 1) σ_i / (α σ_i + max_j σ_j)
+        λ_i = (α + 1) σ_i / (α σ_i + max_j σ_j)                                                                (Eq. 2)
 
-    and importances of all tasks add up, to at most 1. For a direction that the task itself adds to M, σ_i is a singular
-    value of what lies outside of M; for an older one it is the paper's surrogate singular value. With α → ∞ every λ
-    is 1, and SGP is GPM.
+    and importances of all tasks add up, to at most 1 (Eq. 10). For a direction that the task itself adds to M, σ_i is a
+    singular value of what lies outside of M; for an older one it is the paper's surrogate singular value (Eq. 6 to 8).
+    With α → ∞ every λ is 1, and SGP is GPM.
 
     The defaults were chosen on validation data (20 %) of seeds 1 to 3 of permuted-digits: α of 3, 10 and 30 at GPM's
     threshold of 0.97 + 0.003 a task, then 0.98 and 0.985 + 0.002 a task, since what is held less firmly must be more.
@@ -76,7 +76,7 @@ class SGP(GPM):
 
 
 def importance(sizes: Tensor, alpha: float) -> Tensor:
-    """(k,) λ_i = (α + 1) σ_i / (α σ_i + max σ), in [0, 1]; all 0 if every σ (k,) is."""
+    """(k,) λ_i = (α + 1) σ_i / (α σ_i + max σ), in [0, 1] (Eq. 2); all 0 if every σ (k,) is."""
     if not sizes.any():
         return torch.zeros_like(sizes)
     return (alpha + 1) * sizes / (alpha * sizes + sizes.max())

@@ -23,7 +23,9 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from nesskit.adaptation.adapt import adaptable_layers
-from nesskit.adaptation.capture import collect_moments
+from nesskit.adaptation.capture import call, collect_moments, evaluating
+from nesskit.adaptation.watch import Use, watching
+from nesskit.adaptation.weights import known_kind
 from nesskit.errors import SpectrumError
 from nesskit.methods.base import Method, learning
 from nesskit.networks.task_model import TaskModel
@@ -170,24 +172,71 @@ def _has_spectral_norm(module: nn.Module) -> bool:
     return old or isinstance(module, _SpectralNorm)
 
 
-def moments_of(model: TaskModel, data: TaskData, x: Tensor | None = None) -> dict[str, Moment]:
+def moments_of(
+    model: TaskModel, data: TaskData, x: Tensor | None = None, samples: Mapping[str, int] | None = None
+) -> dict[str, Moment]:
     """Layer name → moment of what every protected layer sees of the task's training inputs.
 
     Args:
         model: with the task's weights in place.
         data: the task.
         x: raw inputs (n, …) to look at instead of all, see :func:`sample`.
+        samples: layer name → how many of them count for it, the first ones. They then pass the network as one batch, as
+            in the code of GPM's authors: where BatchNorm has the statistics of a batch, those are of all of them.
 
     Raises:
         SpectrumError: a layer was never called; says which.
     """
     chosen = data.train.x if x is None else x
-    batches = (normalise(piece, data.normalisation) for piece in pieces(chosen, BATCH, data.company))
-    moments = collect_moments(model.backbone, batches, list(protected_layers(model.backbone)))
+    parts = [chosen] if samples else pieces(chosen, BATCH, data.company)
+    batches = (normalise(part, data.normalisation) for part in parts)
+    moments = collect_moments(model.backbone, batches, list(protected_layers(model.backbone)), samples=samples)
+    return all_seen(moments)
+
+
+def moments_of_means(model: TaskModel, data: TaskData, size: int) -> dict[str, Moment]:
+    """Layer name → moment of the means of the inputs of ``size`` training examples at a time, in random order.
+
+    Raises:
+        SpectrumError: a layer was never called; says which.
+    """
+    weights = protected_weights(model)
+    moments = {name: Moment(weight[0].numel(), weight.device) for name, weight in weights.items()}
+    batches = (normalise(data.train.x[rows], data.normalisation) for rows in shuffled_rows(data, size))
+    for means in batch_means(model.backbone, batches):
+        for name, rows in means.items():
+            moments[name].update(rows)
+    return all_seen(moments)
+
+
+def all_seen(moments: dict[str, Moment]) -> dict[str, Moment]:
+    """The moments as they are; a SpectrumError names a layer of which no input was seen."""
     for name, moment in moments.items():
         if moment.count == 0:
             raise SpectrumError(f"layer '{name}' was never called, so its inputs are unknown and cannot be protected")
     return moments
+
+
+def shuffled_rows(data: TaskData, size: int) -> Sequence[Tensor]:
+    """The rows of the task's training examples in random order, ``size`` at a time."""
+    return pieces(torch.randperm(len(data.train.y)).to(data.train.x.device), size, data.company)
+
+
+@torch.no_grad()
+def batch_means(backbone: nn.Module, batches: Iterable[Tensor]) -> Iterable[dict[str, Tensor]]:
+    """For each batch: layer name → (positions, d), the mean over the batch of the layer's input at each position."""
+    means: dict[str, list[Tensor]] = {}
+
+    def seen(name: str, use: Use) -> None:
+        means.setdefault(name, []).extend(rows for rows, _ in use.mean().rows())
+
+    layers = protected_layers(backbone)
+    kinds = {name: known_kind(layer) for name, layer in layers.items()}
+    for batch in batches:
+        means.clear()
+        with evaluating(backbone), watching(backbone, layers, kinds, seen):
+            call(backbone, batch)
+        yield {name: torch.cat(rows) for name, rows in means.items()}
 
 
 def sample(x: Tensor, count: int) -> Tensor:

@@ -120,12 +120,19 @@ class GPMSettings(PrivateSettings):
     """Added to the threshold with every further task."""
     samples: int = 125
     """Training examples of each task that are looked at."""
+    samples_of_layers: tuple[int, ...] = ()
+    """How many of them count for each layer, in the order of the layers; empty: all of them for every layer."""
+    bases: Literal["paper", "authors"] = "paper"
+    """paper: the fewest directions that hold the threshold's share; authors: as their code makes bases, one direction a
+    layer less in task 1. For trgp more is different, as its class says."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "threshold", 0 < self.threshold <= 1, "in (0, 1]")
         require(self, "increment", self.increment >= 0, "at least 0")
         require(self, "samples", self.samples >= 1, "at least 1")
+        within = all(1 <= count <= self.samples for count in self.samples_of_layers)
+        require(self, "samples_of_layers", within, f"numbers from 1 to {self.samples}, which is samples")
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,9 @@ class EWCSettings(MethodSettings):
     """Training examples of each task that the importances are estimated from; None: all."""
     fisher_batch: int = 16
     """Examples per backward pass of that estimate; the fewer, the less it scatters."""
+    fisher: Literal["expected", "empirical"] = "expected"
+    """expected: labels drawn from the model's own answers, in evaluation mode; empirical: the true labels in training
+    mode, as in the code of Serrà et al. 2018."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -257,11 +267,15 @@ class AdamNSCLSettings(MethodSettings):
 
     filter: Filter = field(default_factory=lambda: FrobeniusThreshold(0.03))
     """Which directions are free; the publication's rule is smallest:a with a = 10 or 30."""
+    batch: int = 1
+    """Examples whose mean is taken; 1: every input by itself, as published. The authors' present code takes the mean of
+    each training batch, of 16 or 32 examples."""
 
     def __post_init__(self) -> None:
         check_types(self)
         if not isinstance(self.filter, Filter):
             raise SettingsError(f"filter must be a filter such as SmallestMultiple(10), got {self.filter!r}")
+        require(self, "batch", self.batch >= 1, "at least 1")
 
 
 METHOD_SETTINGS: dict[str, type[MethodSettings]] = {

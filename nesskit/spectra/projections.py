@@ -73,9 +73,16 @@ def grow_basis(basis: Tensor, moment: Moment, share: float) -> Tensor:
     sums = held + rest.singular_values.square().cumsum(0)
     missing = int((sums < share * energy).sum()) + 1 if held < share * energy else 0
     new = rest.directions[:, : min(missing, len(basis) - basis.shape[1])]
-    # A share near 1 asks for directions whose energy is all round-off, which may lie within the span of M: a projection
-    # away from such a basis makes some gradients longer. QR of M and new together finds what is orthogonal to M.
-    return torch.cat([basis, torch.linalg.qr(torch.cat([basis, new], dim=1)).Q[:, basis.shape[1] :]], dim=1)
+    return torch.cat([basis, orthogonal_to(basis, new)], dim=1)
+
+
+def orthogonal_to(basis: Tensor, new: Tensor) -> Tensor:
+    """(d, k) orthonormal columns with which M (d, m) spans what it spans with ``new`` (d, k); each up to its sign.
+
+    A share near 1 asks for directions whose energy is all round-off, which may lie within the span of M: a projection
+    away from such a basis makes some gradients longer. QR of M and new together finds what is orthogonal to M.
+    """
+    return torch.linalg.qr(torch.cat([basis, new], dim=1)).Q[:, basis.shape[1] :]
 
 
 def outside(moment: Moment, basis: Tensor) -> Moment:
