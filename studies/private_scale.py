@@ -1,0 +1,171 @@
+"""What a scale of each task's own is worth, what it costs in private numbers, and what else could be done with those.
+
+Three parts, each on test data of seeds that chose nothing:
+
+* ``digits``: the three benchmarks, all forms and sizes of what a task has for itself, and the same number of private
+  numbers spent as an adapter while everything shared stands still.
+* ``search``: on the first four tasks of split-cifar100-16, which ingredients of a protocol help; validation data (20 %)
+  of seeds 11 and 12.
+* ``protocol``: what was found there, for every method under the same protocol; test data of seeds 1 to 3.
+
+Prints Markdown; runs that lie in the folder of runs already are not done again.
+
+    python studies/private_scale.py --parts digits search protocol
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reporting import accuracy, choose, learned, paired, print_table, transfer
+
+import nesskit
+from nesskit import FixedRank, NuclearThreshold, SoftFilter
+from nesskit.experiments.running import execute_all
+from nesskit.runs import metrics
+from nesskit.runs.comparison import Estimate, count_text
+from nesskit.runs.record import Run
+
+Row = tuple[str, str, Mapping[str, Any]]  # what it is called, the method, changes to the preset
+
+DIGITS_SEEDS = (0, 1, 2, 3, 4)
+NOTHING_SHARED = {"filter": FixedRank(0)}
+
+
+def adapter_alone(rank: int) -> Mapping[str, Any]:
+    """All that is private is spent as an adapter, and nothing shared learns after task 1."""
+    return {**NOTHING_SHARED, "private": "adapter", "directions": rank, "norm": "shared"}
+
+
+DIGITS: Sequence[Row] = (
+    ("NESS", "ness", {}),
+    ("ness-private", "ness-private", {}),
+    ("… full, S (k × d_out)", "ness-private", {"private": "full"}),
+    ("… only the 16 strongest directions", "ness-private", {"directions": 16}),
+    ("… only the 8 strongest", "ness-private", {"directions": 8}),
+    ("… only the 4 strongest", "ness-private", {"directions": 4}),
+    ("scale alone, all directions, nothing shared learns", "ness-private", NOTHING_SHARED),
+    ("adapter alone, rank 12, nothing shared learns", "ness-private", adapter_alone(12)),
+    ("adapter alone, rank 4, nothing shared learns", "ness-private", adapter_alone(4)),
+    ("GPM", "gpm", {}),
+    ("GPM with a private scale", "gpm", {"private": "scale"}),
+    ("TRGP", "trgp", {}),
+    ("joint training", "joint", {}),
+)
+
+SMALL_CIFAR, TASKS = "split-cifar100-16", 4
+SEARCH_SEEDS, SEARCH_SHARE = (11, 12), 0.2
+SAM = {"optimizer": "sam", "momentum": 0.0}
+SEARCH: Sequence[Row] = (
+    ("NESS", "ness", {}),
+    ("NESS, averaged weights", "ness", {"ema_decay": 0.99}),
+    ("private scale", "ness-private", {}),
+    ("… nuclear .002", "ness-private", {"filter": NuclearThreshold(0.002)}),
+    ("… nuclear .0015", "ness-private", {"filter": NuclearThreshold(0.0015)}),
+    ("… the 64 strongest directions", "ness-private", {"directions": 64}),
+    ("… the 32 strongest directions", "ness-private", {"directions": 32}),
+    ("… full", "ness-private", {"private": "full"}),
+    ("… BatchNorm shared", "ness-private", {"norm": "shared"}),
+    ("… BatchNorm alone private", "ness-private", {"private": "none"}),
+    ("… soft filter", "ness-private", {"filter": SoftFilter(0.005, "frobenius")}),
+    ("… averaged weights, β = .99", "ness-private", {"ema_decay": 0.99}),
+    ("… averaged weights, β = .997", "ness-private", {"ema_decay": 0.997}),
+    ("… SAM, lr .05", "ness-private", {**SAM, "lr": 0.05, "lr_minimum": 0.003}),
+    ("… SAM, lr .1", "ness-private", {**SAM, "lr": 0.1, "lr_minimum": 0.006}),
+    ("… a cosine", "ness-private", {"lr_plan": "cosine"}),
+    ("… label smoothing .1", "ness-private", {"label_smoothing": 0.1}),
+    ("… weights of the highest accuracy", "ness-private", {"kept_weights": "highest-accuracy"}),
+    ("… the last weights", "ness-private", {"kept_weights": "last"}),
+)
+REPORT_SEEDS = (1, 2, 3)
+PROTOCOL = {"ema_decay": 0.99}
+PROTOCOL_METHODS = ("ness", "ness-private", "trgp", "gpm", "sgp", "finetune", "joint")
+
+
+def runs_of(benchmark: str, row: Row, seeds: Sequence[int], runs: Path, tasks: int | None = None) -> list[Run]:
+    """The runs of a row, one a seed."""
+    _, method, changes = row
+    wanted = [
+        dataclasses.replace(nesskit.configure(benchmark, method, seed=seed, **changes), tasks=tasks) for seed in seeds
+    ]
+    ended, failed = execute_all(wanted, runs)
+    if failed:
+        raise SystemExit("\n".join(f"{row[0]}, seed {failure.seed}: {failure.reason}" for failure in failed))
+    if len(ended) < len(wanted):
+        raise SystemExit("interrupted: the same command goes on")
+    return ended
+
+
+def private(runs: Sequence[Run]) -> str:
+    """Private numbers a task, the mean over all tasks and seeds."""
+    return count_text(Estimate.of([run.private_numbers for run in runs]).mean)
+
+
+def report_digits(runs: Path) -> None:
+    """All forms and sizes on the three benchmarks."""
+    for benchmark in ("permuted-digits", "rotated-digits", "split-digits"):
+        print(f"## {benchmark}: test data, seeds 0 to 4\n")
+        rows = []
+        for row in DIGITS:
+            done = runs_of(benchmark, row, DIGITS_SEEDS, runs)
+            rows.append([row[0], str(accuracy(done)), str(transfer(done)), str(learned(done)), private(done)])
+        print_table(["", "ACC %", "BWT %", "learned %", "private numbers a task"], rows)
+
+
+def on_validation(measure: Callable[[Any], float], done: Sequence[Run]) -> Estimate:
+    """A measure of the accuracy matrix on validation data, over the seeds."""
+    return Estimate.of([measure(run.valid_accuracy) for run in done])
+
+
+def report_search(runs: Path) -> None:
+    """Ingredients, one at a time, on validation data."""
+    print(f"## Ingredients: {SMALL_CIFAR}, {TASKS} tasks, validation data, seeds {SEARCH_SEEDS}\n")
+    measured, rows = {}, []
+    for row in SEARCH:
+        name, method, changes = row
+        share = {**changes, "validation_share": SEARCH_SHARE}
+        done = runs_of(SMALL_CIFAR, (name, method, share), SEARCH_SEEDS, runs, TASKS)
+        own = [on_validation(m, done) for m in (metrics.average_accuracy, metrics.backward_transfer)]
+        measured[name] = (own[0], own[1])
+        rows.append([name, *map(str, own), private(done), f"{Estimate.of([run.seconds for run in done]).mean:.0f}"])
+    chosen = choose(measured, 1.0)
+    print_table(
+        ["", "ACC %", "BWT %", "private numbers a task", "seconds"],
+        [[f"**{row[0]}**" if row[0] == chosen else row[0], *row[1:]] for row in rows],
+    )
+    print(f"Highest among those that forget at most a point: {chosen.removeprefix('… ')}.\n")
+
+
+def report_protocol(runs: Path) -> None:
+    """Every method in the preset's protocol and in the one with averaged weights; test data."""
+    print(f"## Every method in the same protocol: {SMALL_CIFAR}, {TASKS} tasks, test data, seeds {REPORT_SEEDS}\n")
+    rows = []
+    for method in PROTOCOL_METHODS:
+        plain = runs_of(SMALL_CIFAR, (method, method, {}), REPORT_SEEDS, runs, TASKS)
+        averaged = runs_of(SMALL_CIFAR, (method, method, PROTOCOL), REPORT_SEEDS, runs, TASKS)
+        cells = [text for done in (plain, averaged) for text in (str(accuracy(done)), str(transfer(done)))]
+        rows.append([method, *cells, str(paired(averaged, plain, accuracy)), private(plain)])
+    print_table(
+        ["", "ACC %", "BWT %", "averaged: ACC %", "averaged: BWT %", "difference in ACC", "private numbers a task"],
+        rows,
+    )
+
+
+PARTS = {"digits": report_digits, "search": report_search, "protocol": report_protocol}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        PARTS[part](arguments.runs)
+
+
+if __name__ == "__main__":
+    main()
