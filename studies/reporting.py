@@ -14,14 +14,18 @@ ALLOWED_FORGETTING = {"permuted-digits": 1.0, "split-digits": 0.5, "rotated-digi
 Setting = TypeVar("Setting")
 
 
-def choose(measured: Mapping[Setting, tuple[Estimate, Estimate]], allowed: float) -> Setting:
+def choose(measured: Mapping[Setting, tuple[Estimate, Estimate]], allowed: float, slack: float = 0.0) -> Setting:
     """The setting with the highest mean ACC among those whose BWT is at least ``-allowed``, or else among all.
 
-    ``measured`` has ACC and BWT; settings without any value (training diverged) are left out.
+    ``measured`` has ACC and BWT; settings without any value (training diverged) are left out. With some ``slack``, the
+    last of those that are no more points behind: where the settings are in the order of what they cost, the cheapest.
     """
     ended = {setting: pair for setting, pair in measured.items() if pair[0].count}
     mild = {setting: pair for setting, pair in ended.items() if pair[1].mean >= -allowed}
-    return max(mild or ended, key=lambda setting: ended[setting][0].mean)
+    accuracies = {setting: ended[setting][0].mean for setting in mild or ended}
+    best = max(accuracies.values())
+    equal = [setting for setting, value in accuracies.items() if value >= best - slack]
+    return equal[-1] if slack else equal[0]
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -228,7 +228,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                 owm=0.1,
                 ewc=60.0,
                 ness_soft=0.0056,
-                ness_private=0.0126,
+                ness_private=0.0063,
             ),
         ),
         _digits(
