@@ -10,6 +10,7 @@ from nesskit.methods.base import Method
 from nesskit.methods.dfgp import DFGP
 from nesskit.methods.ewc import EWC
 from nesskit.methods.finetune import Finetune
+from nesskit.methods.fs_dgpm import FSDGPM
 from nesskit.methods.gpm import GPM
 from nesskit.methods.joint import Joint
 from nesskit.methods.ness import NESS
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
         SGP,
         TRGP,
         DFGP,
+        FSDGPM,
         AdamNSCL,
         EWC,
         AGEM,
@@ -43,6 +45,7 @@ __all__ = [
     "AGEM",
     "DFGP",
     "EWC",
+    "FSDGPM",
     "GPM",
     "METHODS",
     "NESS",

@@ -46,10 +46,14 @@ class GPM(SubspaceMethod):
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Add the directions of the task's inputs to M, so that it holds the threshold's share of their energy."""
         share = min(self.settings.threshold + self.settings.increment * data.index, 1.0)
-        moments = moments_of(model, data, sample(data.train.x, self.settings.samples))
+        moments = self.moments(model, data)
         for name, weight in protected_weights(model).items():
             self.remember(name, moments[name], share, weight)
         return super().end_task(model, data)
+
+    def moments(self, model: TaskModel, data: TaskData) -> dict[str, Moment]:
+        """Layer name → moment of the inputs whose directions are added: those of a few examples of the task."""
+        return moments_of(model, data, sample(data.train.x, self.settings.samples))
 
     def remember(self, name: str, moment: Moment, share: float, weight: Tensor) -> None:
         """Grow the M of one layer, whose ``weight`` says in which type (float32 at least) and where it is kept."""

@@ -12,7 +12,7 @@ they are, and P disposes: W ← W + P(ΔW), decay and momentum included.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -182,7 +182,17 @@ def moments_of(model: TaskModel, data: TaskData, x: Tensor | None = None) -> dic
         SpectrumError: a layer was never called; says which.
     """
     chosen = data.train.x if x is None else x
-    batches = (normalise(piece, data.normalisation) for piece in pieces(chosen, BATCH, data.company))
+    return moments_of_batches(
+        model, (normalise(piece, data.normalisation) for piece in pieces(chosen, BATCH, data.company))
+    )
+
+
+def moments_of_batches(model: TaskModel, batches: Iterable[Tensor]) -> dict[str, Moment]:
+    """Layer name → moment of what every protected layer sees of batches (n, …) of normalised inputs.
+
+    Raises:
+        SpectrumError: a layer was never called; says which.
+    """
     moments = collect_moments(model.backbone, batches, list(protected_layers(model.backbone)))
     for name, moment in moments.items():
         if moment.count == 0:
