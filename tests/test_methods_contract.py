@@ -19,7 +19,9 @@ EXAMPLE = f"{Path(__file__).parent.parent}/examples/own_method.py:Anchor"
 EVERY = pytest.mark.parametrize("name", [*METHODS, pytest.param(EXAMPLE, id="own-method")])
 # Methods that hold every old output of the first layer, whose inputs never change, within a bound: the share of those
 # inputs' energy that may lie outside of what is protected.
-PROJECTIONS = dict.fromkeys(("gpm", "trgp", "dfgp", "adam-nscl", "ness", "ness-soft", "ness-budget", "owm"), 0.03)
+PROJECTIONS = dict.fromkeys(
+    ("gpm", "trgp", "dfgp", "fs-dgpm", "adam-nscl", "ness", "ness-soft", "ness-budget", "owm"), 0.03
+)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
 NETWORKS = {
