@@ -147,8 +147,8 @@ def filled(seed, capacity, tasks=3, count=6):
 
 
 def test_every_example_is_held_with_the_same_probability():
-    """5 of 18 in each of 2000 draws: within five standard deviations of 5/18 each, and so is every pair."""
-    draws, n, k = 2000, 18, 5
+    """5 of 18 in each of 1000 draws: within five standard deviations of 5/18 each, and so is every pair."""
+    draws, n, k = 1000, 18, 5
     held = np.zeros((draws, n))
     for seed in range(draws):
         held[seed, torch.cat([old.x for old in filled(seed, k)]).long().ravel().numpy()] = 1
