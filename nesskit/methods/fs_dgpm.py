@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nesskit.methods.gpm import GPM
 from nesskit.methods.remembered import Remembered, Replay, packed, reservoir, size_of, unpacked
@@ -35,8 +36,6 @@ from nesskit.streams.batches import Batch, TaskData, pieces
 
 SHARPNESS = 10.0  # of the sigmoid that keeps importances within (0, 1)
 IGNORED = -100  # a label that the cross-entropy does not count
-
-Weights = dict[str, Tensor]  # by the parameter's name
 
 
 class FSDGPM(GPM):
@@ -115,11 +114,13 @@ class FSDGPM(GPM):
 
         def gradients() -> Tensor:
             optimizer.zero_grad()
-            loss, importances = self.flattened_loss(model, batch, replay, learning, self.settings.ascent_rate * share)
+            learned = self.settings.importance == "learned"
+            importances = {name: value.clone().requires_grad_(learned) for name, value in self.importances.items()}
+            loss = self.flattened_loss(model, batch, replay, learning, importances, self.settings.ascent_rate * share)
             loss.backward()
             nn.utils.clip_grad_norm_(learning, self.settings.clip)
-            for name, importance in importances.items():
-                moved = next_importance(importance, importance.grad, self.settings.importance_rate * share)
+            for name, value in importances.items():
+                moved = next_importance(value, value.grad, self.settings.importance_rate * share)
                 self.importances[name].copy_(moved)
             self.adjust_gradients(model)
             return loss
@@ -127,47 +128,38 @@ class FSDGPM(GPM):
         return gradients
 
     def flattened_loss(
-        self, model: TaskModel, batch: Batch, replay: Replay, learning: Sequence[nn.Parameter], rate: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L' with everything that it is a function of: of what is ``learning`` and of the importances.
+        self,
+        model: TaskModel,
+        batch: Batch,
+        replay: Replay,
+        learning: Sequence[nn.Parameter],
+        importances: Mapping[str, Tensor],
+        rate: float,
+    ) -> Tensor:
+        """L', which can be differentiated by what is ``learning`` and by the importances.
 
         Args:
             model: with the weights w.
             batch: of the task that is learned.
             replay: remembered examples.
             learning: the parameters that are moved uphill.
+            importances: layer name → λ (k,).
             rate: η₁.
-
-        Returns:
-            L' and layer name → λ (k,), copies that L' can be differentiated by if importances are learned.
         """
-        learned = self.settings.importance == "learned"
-        importances = {name: value.clone().requires_grad_(learned) for name, value in self.importances.items()}
-        layers = {weight_of(model, name): name for name in self.held()}
-        ours = set(learning)
-        loss_of_batch, loss_of_all = _Loss(model, self.loss), _Loss(model, self.replayed_loss)
-        start: Weights = {name: p for name, p in loss_of_batch.named_parameters() if p in ours}
-
-        def along(weight: Tensor, gradient: Tensor) -> Tensor:
-            """G M Λ Mᵀ where there is an M, else G."""
-            layer = layers.get(weight)  # type: ignore[call-overload]
-            if layer is None:
-                return gradient
-            wide = gradient.to(at_least_float32(gradient))
-            with full_precision():
-                return (wide - project_out(wide, self.bases[layer], importances[layer])).to(gradient)
-
-        weights, losses = start, []
+        network, ours, limit = _Network(model), set(learning), self.settings.clip
+        weights: dict[str, Tensor] = {name: p for name, p in network.named_parameters() if p in ours}
+        layers: dict[Tensor, str] = {weight_of(model, layer): layer for layer in self.held()}
+        held = {name: layers[p] for name, p in weights.items() if p in layers}
+        losses = []
         for half in halves(batch):
-            loss = functional_call(loss_of_batch, weights, (half,))
+            loss = network.at(weights, self.loss, half)
             slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
-            uphill = [along(start[name], slope) for name, slope in zip(weights, slopes, strict=True)]
-            weights = {
-                name: weight + rate * slope.clamp(-self.settings.clip, self.settings.clip)
-                for (name, weight), slope in zip(weights.items(), uphill, strict=True)
-            }
-            losses.append(functional_call(loss_of_all, weights, (batch, replay)))
-        return torch.stack(losses).mean(), importances
+            uphill = dict(zip(weights, slopes, strict=True))
+            for name, layer in held.items():
+                uphill[name] = along(uphill[name], self.bases[layer], importances[layer])
+            weights = {name: w + rate * uphill[name].clamp(-limit, limit) for name, w in weights.items()}
+            losses.append(network.at(weights, self.replayed_loss, batch, replay))
+        return torch.stack(losses).mean()
 
     def replayed_loss(self, model: TaskModel, batch: Batch, replay: Replay) -> Tensor:
         """Mean cross-entropy of the batch and of the remembered examples, which pass the backbone together.
@@ -220,16 +212,29 @@ class FSDGPM(GPM):
         return {**super().memory_report(), "importances": importances, "memory of examples": size_of(self.memory)}
 
 
-class _Loss(nn.Module):
-    """A loss of a model as a module, so that torch.func can compute it with other weights than the model's own."""
+class _Network(nn.Module):
+    """A model whose losses can be computed with other weights than its own."""
 
-    def __init__(self, model: TaskModel, loss: Callable[..., Tensor]) -> None:
+    def __init__(self, model: TaskModel) -> None:
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model = model
 
-    def forward(self, *examples: Any) -> Tensor:
-        """The loss on these examples."""
-        return self.loss(self.model, *examples)
+    def forward(self, loss: Callable[..., Tensor], *examples: Any) -> Tensor:
+        """``loss(model, *examples)``."""
+        return loss(self.model, *examples)
+
+    def at(self, weights: Mapping[str, Tensor], loss: Callable[..., Tensor], *examples: Any) -> Tensor:
+        """The same with these ``weights``, by the names of the parameters; it can be differentiated twice."""
+        with sdpa_kernel(SDPBackend.MATH):  # torch's fast kernels of attention have no second derivatives
+            value: Tensor = functional_call(self, dict(weights), (loss, *examples))
+        return value
+
+
+def along(gradient: Tensor, basis: Tensor, importance: Tensor) -> Tensor:
+    """G M Λ Mᵀ, in the shape and type of G: its part along the columns of M (d, k), by their importances λ (k,)."""
+    with full_precision():
+        wide = gradient.to(at_least_float32(gradient))
+        return (wide - project_out(wide, basis, importance)).to(gradient)
 
 
 def halves(batch: Batch) -> list[Batch]:
