@@ -226,6 +226,27 @@ def test_fine_tuning_moves_them():
     assert moved_features(learned, before, tasks) > 0.1
 
 
+TOKEN = 8
+
+
+class Attention(nn.Module):
+    """Two tokens, whose features are averaged; torch's fast kernel for it has no second derivatives."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(TOKEN, TOKEN) for _ in range(3))
+
+    def forward(self, x):
+        x = x.view(len(x), 1, -1, TOKEN)
+        return nn.functional.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x)).mean((1, 2))
+
+
+def test_attention_is_trained():
+    run, _, _ = learn("fs-dgpm", TaskModel(Attention(), TOKEN, [CLASSES] * 2), stream(2))
+    losses = [epoch.train_loss for epoch in run.history if epoch.task == 1]
+    assert losses[-1] < losses[0]
+
+
 def test_stopped_after_every_epoch_a_run_with_a_falling_rate_ends_the_same(tmp_path):
     tasks, settings = stream(2, valid=12), training(epochs=6, lr_patience=1, lr=0.2)
     method = FSDGPMSettings(memory=40)
