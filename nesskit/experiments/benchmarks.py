@@ -80,18 +80,19 @@ def _steered(
     trgp: float,
     dfgp: float,
     fs_dgpm: float,
+    fs_dgpm_ascent: float = FSDGPMSettings.ascent_rate,
     adam_nscl: float,
     owm: float,
     ewc: float,
     ness_soft: float,
 ) -> dict[str, MethodSettings]:
-    """The settings of each method by the one number that steers it: ε_th, ε, α, λ or τ."""
+    """The settings of each method by the one number that steers it: ε_th, ε, α, λ or τ; FS-DGPM has η₁ beside it."""
     return {
         "gpm": GPMSettings(gpm),
         "sgp": SGPSettings(sgp),
         "trgp": TRGPSettings(trgp),
         "dfgp": DFGPSettings(dfgp),
-        "fs-dgpm": FSDGPMSettings(fs_dgpm),
+        "fs-dgpm": FSDGPMSettings(fs_dgpm, ascent_rate=fs_dgpm_ascent),
         "adam-nscl": AdamNSCLSettings(FrobeniusThreshold(adam_nscl)),
         "owm": OWMSettings(owm),
         "ewc": EWCSettings(ewc),
@@ -232,6 +233,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                 trgp=0.97,
                 dfgp=0.95,
                 fs_dgpm=0.95,
+                fs_dgpm_ascent=0.05,
                 adam_nscl=0.085,
                 owm=0.1,
                 ewc=200.0,

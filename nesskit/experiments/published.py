@@ -98,7 +98,8 @@ def _fs_dgpm() -> tuple[TrainingSettings, MethodSettings]:
     SGD with lr 0.01 and momentum 0.9, at most 50 epochs. Their network has one BatchNorm, behind the second
     convolution, with running averages; ours one behind each layer, with statistics of the batch.
     """
-    return falling_rate(50, 0.01, 1 / 2, 6, 1e-5), FSDGPMSettings(0.97, 0.003, 125, memory=1000, importance="fixed")
+    options = FSDGPMSettings(0.97, 0.003, 125, memory=1000, ascent_rate=0.001, importance_rate=0.01, importance="fixed")
+    return falling_rate(50, 0.01, 1 / 2, 6, 1e-5), options
 
 
 # Saha et al. 2021 train GPM like this; what builds on it is trained alike where its authors say nothing else.

@@ -61,6 +61,8 @@ class FSDGPM(GPM):
     what no projection protects (BatchNorm's affine pair too) stays as task 1 left it, as in every method here; and our
     AlexNet has a BatchNorm behind each layer, theirs one in all, with running averages.
 
+    What the network is made of must have second derivatives.
+
     Attributes:
         bases: layer name → M (d, k), orthonormal columns.
         importances: layer name → λ (k,), one for each column of M.
