@@ -31,6 +31,7 @@ GRIDS: dict[str, tuple[str, Sequence[Any]]] = {
     "sgp": ("threshold", (0.95, 0.97, 0.985, 0.99, 0.995)),
     "trgp": ("threshold", (0.95, 0.97, 0.98, 0.99)),
     "dfgp": ("threshold", (0.95, 0.97, 0.98, 0.985, 0.99)),
+    "fs-dgpm": ("threshold", (0.9, 0.95, 0.97, 0.98)),
     "adam-nscl": ("filter", tuple(map(FrobeniusThreshold, (0.005, 0.008, 0.0126, 0.02, 0.03, 0.042, 0.06, 0.085)))),
     "owm": ("alpha", (0.03, 0.1, 0.3, 1.0)),
     "ewc": ("strength", (10.0, 30.0, 60.0, 100.0, 200.0)),

@@ -73,6 +73,13 @@ def moved(learned, before, tasks):
     return float((new - old).abs().max() / old.abs().max())
 
 
+@torch.no_grad()
+def moved_features(learned, before, tasks):
+    """The same of the backbone's features, for methods whose old heads go on learning."""
+    new, old = (copy.deepcopy(m.backbone).double().eval()(tasks[0].train.x.double()) for m in (learned, before))
+    return float((new - old).abs().max() / old.abs().max())
+
+
 def learn(method, learned=None, tasks=None, **options):
     """Fit; the run, the model, and the model as it was after task 1."""
     tasks = stream() if tasks is None else tasks

@@ -59,8 +59,11 @@ class TapedSteps(ReplayedSteps):
     def _record(self, data, rows):
         learned = [p for group in self.optimizer.param_groups for p in group["params"]]
         momenta = [s["momentum_buffer"] for s in self.optimizer.state.values() if s.get("momentum_buffer") is not None]
-        average = self.step.__self__.average
-        state = [self.total, *learned, *momenta, *self.buffers, *(average.averages if average else ())]
+        loop = self.step.__self__
+        average = loop.average
+        remembered = [leaf for leaf in tree_leaves(loop.method.state_dict()) if isinstance(leaf, torch.Tensor)]
+        own = {id(tensor): tensor for tensor in (*learned, *momenta, *self.buffers, *remembered)}  # each once
+        state = [self.total, *own.values(), *(average.averages if average else ())]
         before, noise = [tensor.detach().clone() for tensor in state], torch.get_rng_state()
         with Tape() as tape:
             Steps.take(self, data, rows)

@@ -20,7 +20,7 @@ EVERY = pytest.mark.parametrize("name", [*METHODS, pytest.param(EXAMPLE, id="own
 # Methods that hold every old output of the first layer, whose inputs never change, within a bound: the share of those
 # inputs' energy that may lie outside of what is protected.
 PROJECTIONS = dict.fromkeys(
-    ("gpm", "trgp", "dfgp", "adam-nscl", "ness", "ness-soft", "ness-budget", "ness-private", "owm"), 0.03
+    ("gpm", "trgp", "dfgp", "fs-dgpm", "adam-nscl", "ness", "ness-soft", "ness-budget", "ness-private", "owm"), 0.03
 )
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nesskit.settings import TrainingSettings
-from nesskit.training.optim import SAM, make_optimizer
+from nesskit.training.optim import SAM, forget_momentum, make_optimizer
 
 CURVATURE = torch.diag(torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64))
 START = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -123,6 +123,31 @@ def test_torch_schedulers_drive_it():
     optimizer.step(closure)
     scheduler.step()
     assert optimizer.base.param_groups[0]["lr"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w: torch.optim.SGD([w], lr=0.1, momentum=0.9),
+        lambda w: torch.optim.Adam([w], lr=0.1, fused=True),
+        lambda w: SAM([w], torch.optim.SGD, lr=0.1, momentum=0.9),
+    ],
+    ids=["sgd", "adam", "sam"],
+)
+def test_an_optimizer_that_forgets_goes_on_as_a_fresh_one(make):
+    w, _, closure = problem(lr=0.1)
+    optimizer = make(w)
+    for _ in range(3):
+        optimizer.step(closure)
+    here = w.detach().clone()
+    forget_momentum(optimizer)
+    optimizer.step(closure)
+    forgetful = w.detach().clone()
+    with torch.no_grad():
+        w.copy_(here)
+    make(w).step(closure)
+    assert torch.equal(forgetful, w)
+    assert not torch.equal(here, w)
 
 
 @pytest.mark.parametrize("rho", [0, -1, float("nan")])

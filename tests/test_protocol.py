@@ -209,7 +209,7 @@ class TestLabelSmoothing:
             logits = learned(x, 0)
             log_p = logits.log_softmax(dim=1)
             expected = -((1 - share) * log_p[torch.arange(len(y)), y] + share * log_p.mean(dim=1)).mean()
-        options = {"mixup_weight": 0.0} if name == "dfgp" else {}
+        options = {"dfgp": {"mixup_weight": 0.0}, "fs-dgpm": {"ascent_rate": 0.0}}.get(name, {})
         method = make_method(name, METHODS[name].settings_type(**options))
         run = fit(learned, tasks, method, training(epochs=1, batch_size=64, label_smoothing=share))
         assert run.history[0].train_loss == pytest.approx(float(expected), rel=1e-5)

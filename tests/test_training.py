@@ -17,6 +17,7 @@ from nesskit import (
     FrobeniusThreshold,
     InterferenceBudget,
     Limits,
+    Method,
     NESSSettings,
     NetworkSettings,
     NuclearThreshold,
@@ -73,6 +74,24 @@ class TestSchedule:
             schedule = schedule.after(1.0, TrainingSettings())
         assert schedule.lr == 1
         assert not schedule.over
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_momentum_is_forgotten_when_the_rate_falls_where_a_method_says_so(fresh, stream):
+    class Noting(Method):
+        name, fresh_momentum, seen = "noting", fresh, []
+
+        def step(self, model, batch, optimizer):
+            moving = any(bool(state["momentum_buffer"].any()) for state in optimizer.state.values())
+            self.seen.append((optimizer.param_groups[0]["lr"], moving))
+            return super().step(model, batch, optimizer)
+
+    learn(stream.first(1), Noting(), TrainingSettings(epochs=12, lr=0.5, lr_patience=1))
+    pairs = list(itertools.pairwise(Noting.seen))
+    fallen = [moving for (before, _), (now, moving) in pairs if now < before]
+    assert fallen
+    assert all(moving is not fresh for moving in fallen)
+    assert all(moving for (before, _), (now, moving) in pairs if now == before)
 
 
 def test_ness_remembers_what_finetuning_forgets():

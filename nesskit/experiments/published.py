@@ -12,6 +12,7 @@ from nesskit.settings import (
     AGEMSettings,
     DFGPSettings,
     EWCSettings,
+    FSDGPMSettings,
     GPMSettings,
     MethodSettings,
     OWMSettings,
@@ -109,6 +110,16 @@ def _owm() -> tuple[TrainingSettings, MethodSettings]:
     return training, OWMSettings(alpha=1.0, alpha_decay=1e-5, batch=64)
 
 
+def _fs_dgpm() -> tuple[TrainingSettings, MethodSettings]:
+    """Deng et al. 2021, authors' code (run_experiments.sh): 1000 images kept, 125 looked at, importances fixed.
+
+    SGD with lr 0.01 and momentum 0.9, at most 50 epochs. Their network has one BatchNorm, behind the second
+    convolution, with running averages; ours one behind each layer, with statistics of the batch.
+    """
+    options = FSDGPMSettings(0.97, 0.003, 125, memory=1000, ascent_rate=0.001, importance_rate=0.01, importance="fixed")
+    return falling_rate(50, 0.01, 1 / 2, 6, 1e-5), options
+
+
 # Saha et al. 2021 train GPM like the first two; what builds on it is trained alike where its authors say nothing else.
 # "baselines/" is the folder of the code of NESS whose scripts made the table of published results.
 GPM_ON_CIFAR100 = _sgd(200, 0.01, 1 / 2, 6, 1e-5)
@@ -130,6 +141,7 @@ PUBLISHED: dict[str, Published] = {
             GPM_ON_CIFAR100,
             DFGPSettings(0.95, 0.0, **BASES_OF_ALEXNET, mixup_weight=0.05, mixup_alpha=20),
         ),
+        "fs-dgpm": _fs_dgpm(),
         "adam-nscl": _adam_nscl(1e-4, 32),
         "ewc": _ewc(200, 10),
         "a-gem": _agem(200, 10),

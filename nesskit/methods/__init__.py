@@ -10,6 +10,7 @@ from nesskit.methods.base import Method
 from nesskit.methods.dfgp import DFGP
 from nesskit.methods.ewc import EWC
 from nesskit.methods.finetune import Finetune
+from nesskit.methods.fs_dgpm import FSDGPM
 from nesskit.methods.gpm import GPM
 from nesskit.methods.joint import Joint
 from nesskit.methods.ness import NESS
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
         SGP,
         TRGP,
         DFGP,
+        FSDGPM,
         AdamNSCL,
         EWC,
         AGEM,
@@ -45,6 +47,7 @@ __all__ = [
     "AGEM",
     "DFGP",
     "EWC",
+    "FSDGPM",
     "GPM",
     "METHODS",
     "NESS",

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from nesskit.methods.base import Method
+from nesskit.methods.remembered import Remembered, packed, size_of, unpacked
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import AGEMSettings
-from nesskit.streams.base import Normalisation, normalise
+from nesskit.streams.base import normalise
 from nesskit.streams.batches import TaskData
 
 
@@ -38,7 +39,7 @@ class AGEM(Method):
 
     def __init__(self, settings: AGEMSettings | None = None) -> None:
         super().__init__(settings)
-        self.memory: list[tuple[Tensor, Tensor, Normalisation | None]] = []
+        self.memory: list[Remembered] = []
 
     def adjust_gradients(self, model: TaskModel) -> None:
         """Replace the backbone's gradient g by g̃."""
@@ -77,24 +78,20 @@ class AGEM(Method):
 
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Keep some training examples of the task, drawn at random."""
-        rows = torch.randperm(len(data.train.y))[: self.settings.samples].to(data.train.y.device)
-        self.memory.append((data.train.x[rows].clone(), data.train.y[rows].clone(), data.normalisation))
+        self.memory.append(Remembered.of(data, torch.randperm(len(data.train.y))[: self.settings.samples]))
         return ()
 
     def state_dict(self) -> dict[str, Any]:
         """The memory."""
-        return {"memory": [(x, y, n and [list(n.mean), list(n.std)]) for x, y, n in self.memory]}
+        return {"memory": packed(self.memory)}
 
     def load_state_dict(self, model: TaskModel, state: Mapping[str, Any]) -> None:
         """Restore the memory."""
-        device = next(model.parameters()).device
-        self.memory = [
-            (x.to(device), y.to(device), n and Normalisation(tuple(n[0]), tuple(n[1]))) for x, y, n in state["memory"]
-        ]
+        self.memory = unpacked(state["memory"], next(model.parameters()).device)
 
     def memory_report(self) -> dict[str, int]:
         """Bytes of inputs and labels."""
-        return {"old data": sum(x.nbytes + y.nbytes for x, y, _ in self.memory)}
+        return {"old data": size_of(self.memory)}
 
 
 def project(gradient: Sequence[Tensor], reference: Sequence[Tensor]) -> list[Tensor]:

@@ -40,6 +40,8 @@ class Method:
 
     On a GPU such steps are recorded once and replayed (training/graphs.py): what a step decides or counts in Python
     would be decided or counted once. So a class says it for itself; one that derives from it begins with False."""
+    fresh_momentum: ClassVar[bool] = False
+    """Whether the optimizer forgets its momentum when the learning rate falls, since the validation loss does not."""
     label_smoothing: float = 0.0
     """Of the run; the loop sets it, :meth:`cross_entropy` uses it."""
 

@@ -77,13 +77,17 @@ class GPM(PrivateLearning, SubspaceMethod):
     def end_task(self, model: TaskModel, data: TaskData) -> Iterable[Any]:
         """Add the directions of the task's inputs to M, so that it holds the threshold's share of their energy."""
         share = min(self.settings.threshold + self.settings.increment * data.index, 1.0)
-        weights, settings = protected_weights(model), self.settings
-        counts = dict(zip(weights, settings.samples_of_layers, strict=False))  # none if every layer sees all
         with self.own_parts_in_place(model, data.index):
-            moments = moments_of(model, data, sample(data.train.x, settings.samples), counts)
-        for name, weight in weights.items():
+            moments = self.moments(model, data)
+        for name, weight in protected_weights(model).items():
             self.remember(name, moments[name], share, weight)
         return super().end_task(model, data)
+
+    def moments(self, model: TaskModel, data: TaskData) -> dict[str, Moment]:
+        """Layer name → moment of the inputs whose directions are added: those of a few examples of the task."""
+        settings = self.settings
+        counts = dict(zip(protected_weights(model), settings.samples_of_layers, strict=False))  # none: all see all
+        return moments_of(model, data, sample(data.train.x, settings.samples), counts)
 
     def remember(self, name: str, moment: Moment, share: float, weight: Tensor) -> None:
         """Grow the M of one layer, whose ``weight`` says in which type (float32 at least) and where it is kept."""

@@ -189,9 +189,23 @@ def moments_of(
     """
     chosen = data.train.x if x is None else x
     parts = [chosen] if samples else pieces(chosen, BATCH, data.company)
-    batches = (normalise(part, data.normalisation) for part in parts)
-    moments = collect_moments(model.backbone, batches, list(protected_layers(model.backbone)), samples=samples)
-    return all_seen(moments)
+    return moments_of_batches(model, (normalise(part, data.normalisation) for part in parts), samples)
+
+
+def moments_of_batches(
+    model: TaskModel, batches: Iterable[Tensor], samples: Mapping[str, int] | None = None
+) -> dict[str, Moment]:
+    """Layer name → moment of what every protected layer sees of batches (n, …) of normalised inputs.
+
+    Args:
+        model: with the weights of interest in place.
+        batches: what it sees.
+        samples: layer name → how many samples of a batch count for it, the first ones.
+
+    Raises:
+        SpectrumError: a layer was never called; says which.
+    """
+    return all_seen(collect_moments(model.backbone, batches, list(protected_layers(model.backbone)), samples=samples))
 
 
 def moments_of_means(model: TaskModel, data: TaskData, size: int) -> dict[str, Moment]:

@@ -86,3 +86,11 @@ def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]], tas
     if settings.optimizer == "sam" and (task == 0 or settings.sam_tasks == "all"):
         return SAM(groups, torch.optim.SGD, settings.sam_rho, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+
+
+def forget_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer go on as a fresh one would: all that it remembers of earlier steps becomes 0, where it is."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()

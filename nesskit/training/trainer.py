@@ -26,7 +26,7 @@ from nesskit.streams.base import Examples, TaskStream
 from nesskit.streams.batches import Batch, TaskData, pieces
 from nesskit.training.averaging import WeightAverage
 from nesskit.training.graphs import make_steps
-from nesskit.training.optim import make_optimizer
+from nesskit.training.optim import forget_momentum, make_optimizer
 from nesskit.training.schedule import Schedule
 from nesskit.training.steps import Steps
 
@@ -160,7 +160,9 @@ class Trainer:
             with contextlib.nullcontext() if self.average is None else self.average.in_place():
                 valid_loss, valid_accuracy = self._validate(data, epoch)
                 self._keep_if_best(stage, valid_loss, valid_accuracy)
-            stage.schedule = stage.schedule.after(valid_loss, self.settings)
+            before, stage.schedule = stage.schedule, stage.schedule.after(valid_loss, self.settings)
+            if self.method.fresh_momentum and stage.schedule.lr < before.lr:
+                forget_momentum(steps.optimizer)
         seconds = time.perf_counter() - started
         self.run.seconds += seconds
         self.run.history.append(EpochRecord(task, epoch, train_loss, valid_loss, valid_accuracy, lr))
