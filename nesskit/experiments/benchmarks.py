@@ -17,6 +17,7 @@ from nesskit.settings import (
     DFGPSettings,
     EWCSettings,
     GPMSettings,
+    HATSettings,
     MethodSettings,
     NESSSettings,
     NESSSoftSettings,
@@ -73,9 +74,18 @@ DIGITS_TRAINING_OF = {
 
 
 def _steered(
-    *, gpm: float, sgp: float, trgp: float, dfgp: float, adam_nscl: float, owm: float, ewc: float, ness_soft: float
+    *,
+    gpm: float,
+    sgp: float,
+    trgp: float,
+    dfgp: float,
+    adam_nscl: float,
+    owm: float,
+    ewc: float,
+    ness_soft: float,
+    hat: float,
 ) -> dict[str, MethodSettings]:
-    """The settings of each method by the one number that steers it: ε_th, ε, α, λ or τ."""
+    """The settings of each method by the one number that steers it: ε_th, ε, α, λ, τ or c."""
     return {
         "gpm": GPMSettings(gpm),
         "sgp": SGPSettings(sgp),
@@ -85,6 +95,7 @@ def _steered(
         "owm": OWMSettings(owm),
         "ewc": EWCSettings(ewc),
         "ness-soft": NESSSoftSettings(SoftFilter(ness_soft, "frobenius")),
+        "hat": HATSettings(hat),
     }
 
 
@@ -199,19 +210,41 @@ BENCHMARKS: dict[str, Benchmark] = {
             "permuted-digits",
             "10 tasks of 10 classes: digits, each task with its own permutation of the pixels",
             NESSSettings(FrobeniusThreshold(0.0251)),
-            _steered(gpm=0.985, sgp=0.995, trgp=0.99, dfgp=0.985, adam_nscl=0.03, owm=0.1, ewc=60.0, ness_soft=0.0056),
+            _steered(
+                gpm=0.985,
+                sgp=0.995,
+                trgp=0.99,
+                dfgp=0.985,
+                adam_nscl=0.03,
+                owm=0.1,
+                ewc=60.0,
+                ness_soft=0.0056,
+                hat=0.75,
+            ),
         ),
         _digits(
             "split-digits",
             "5 tasks of 2 classes: 0 and 1, 2 and 3, … 8 and 9",
             NESSSettings(FrobeniusThreshold(0.0283)),
-            _steered(gpm=0.95, sgp=0.95, trgp=0.97, dfgp=0.95, adam_nscl=0.085, owm=0.1, ewc=200.0, ness_soft=0.008),
+            _steered(
+                gpm=0.95, sgp=0.95, trgp=0.97, dfgp=0.95, adam_nscl=0.085, owm=0.1, ewc=200.0, ness_soft=0.008, hat=0.75
+            ),
         ),
         _digits(
             "rotated-digits",
             "10 tasks of 10 classes: digits turned by 0, 18, … 162 degrees",
             NESSSettings(FrobeniusThreshold(0.0168)),
-            _steered(gpm=0.98, sgp=0.995, trgp=0.99, dfgp=0.98, adam_nscl=0.008, owm=0.1, ewc=60.0, ness_soft=0.0113),
+            _steered(
+                gpm=0.98,
+                sgp=0.995,
+                trgp=0.99,
+                dfgp=0.98,
+                adam_nscl=0.008,
+                owm=0.1,
+                ewc=60.0,
+                ness_soft=0.0113,
+                hat=0.75,
+            ),
         ),
         _paper(
             "split-cifar100",

@@ -13,6 +13,7 @@ from nesskit.settings import (
     DFGPSettings,
     EWCSettings,
     GPMSettings,
+    HATSettings,
     MethodSettings,
     OWMSettings,
     SGPSettings,
@@ -91,6 +92,15 @@ def _owm() -> tuple[TrainingSettings, MethodSettings]:
     return training, OWMSettings(alpha=1.0, alpha_decay=1e-5, batch=64)
 
 
+def _hat() -> tuple[TrainingSettings, MethodSettings]:
+    """Serrà et al. 2018, authors' code (run.py, approaches/hat.py), for all their data sets: s_max = 400, c = 0.75.
+
+    SGD from lr 0.05, divided by 3, patience 5, down to 1e-4, 200 epochs in batches of 64. Their network has biases and
+    no BatchNorm.
+    """
+    return _sgd(200, 0.05, 1 / 3, 5, 1e-4), HATSettings(sparsity=0.75, s_max=400)
+
+
 # Saha et al. 2021 train GPM like this; what builds on it is trained alike where its authors say nothing else.
 GPM_ON_CIFAR100 = _sgd(200, 0.01, 1 / 2, 6, 1e-5)
 GPM_ON_FIVE_DATASETS = _sgd(100, 0.1, 1 / 3, 5, 1e-3)
@@ -111,6 +121,7 @@ PUBLISHED: dict[str, Published] = {
         "ewc": _ewc(200, 10),
         "a-gem": _agem(200, 10),
         "owm": _owm(),
+        "hat": _hat(),
     },
     "five-datasets": {
         # The same: lr 0.1, ε_th 0.965 for every task, 100 examples.
@@ -127,6 +138,7 @@ PUBLISHED: dict[str, Published] = {
         "ewc": _ewc(100, 5),
         "a-gem": _agem(100, 10),
         "owm": _owm(),
+        "hat": _hat(),
     },
     "split-miniimagenet": {
         # The same: lr 0.1, ε_th from 0.985 in steps of 0.0003, 100 examples.
@@ -143,5 +155,6 @@ PUBLISHED: dict[str, Published] = {
         "ewc": _ewc(100, 20),
         "a-gem": _agem(100, 5),
         "owm": _owm(),
+        "hat": _hat(),
     },
 }

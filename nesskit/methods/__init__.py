@@ -11,6 +11,7 @@ from nesskit.methods.dfgp import DFGP
 from nesskit.methods.ewc import EWC
 from nesskit.methods.finetune import Finetune
 from nesskit.methods.gpm import GPM
+from nesskit.methods.hat import HAT
 from nesskit.methods.joint import Joint
 from nesskit.methods.ness import NESS
 from nesskit.methods.ness_budget import NESSBudget
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
         EWC,
         AGEM,
         OWM,
+        HAT,
     )
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "DFGP",
     "EWC",
     "GPM",
+    "HAT",
     "METHODS",
     "NESS",
     "OWM",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from nesskit.networks.gates import TaskGates
 from nesskit.networks.scaled_weights import ScaledWeights, call_with
 
 
@@ -13,7 +14,8 @@ class TaskModel(nn.Module):
     """Task-incremental network: ``heads[task](backbone(x))``; the task is known also at test time.
 
     Capture and adaptation concern the backbone alone; a head belongs to one task and cannot be forgotten. A method may
-    let a task use the backbone's weights in its own way (TRGP does): ``scaled`` holds how, and is empty otherwise.
+    let a task use the backbone's weights in its own way (TRGP does): ``scaled`` holds how, and is empty otherwise. So
+    are ``gates``, which say how much of each unit a task uses (HAT).
 
     Args:
         backbone: any module that maps inputs (n, …) to features (n, features).
@@ -26,6 +28,7 @@ class TaskModel(nn.Module):
         self.backbone = backbone
         self.heads = nn.ModuleList(nn.Linear(features, count, bias=False) for count in class_counts)
         self.scaled = ScaledWeights()
+        self.gates = TaskGates()
         like = next((parameter for parameter in backbone.parameters() if parameter.is_floating_point()), None)
         if like is not None:
             self.heads.to(like.dtype)
@@ -35,6 +38,9 @@ class TaskModel(nn.Module):
         head, own = self.heads[task], self.scaled
         if own.places:
             return head(self.features(x, own.weights(self.backbone, task)))
+        if self.gates.places:
+            with self.gates.at_work(self.backbone, task):
+                return head(self.backbone(_in_type_of(head, x)))
         return head(self.backbone(_in_type_of(head, x)))
 
     def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -31,6 +31,7 @@ METHOD_LOOKS: dict[str, Look] = {
     "a-gem": Look(GREY, "--", ">"),
     "ness-soft": Look(SKY, "-", "h"),
     "ness-budget": Look(SKY, "--", "p"),
+    "hat": Look(SKY, "-.", "8"),
 }
 
 
