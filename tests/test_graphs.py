@@ -51,7 +51,6 @@ class TapedSteps(ReplayedSteps):
     """Records a step by taking it, then takes everything back."""
 
     replayed = 0
-    buffers = ()
 
     def _take_eagerly(self, data, rows, watched):
         Steps.take(self, data, rows)
@@ -59,8 +58,9 @@ class TapedSteps(ReplayedSteps):
     def _record(self, data, rows):
         learned = [p for group in self.optimizer.param_groups for p in group["params"]]
         momenta = [s["momentum_buffer"] for s in self.optimizer.state.values() if s.get("momentum_buffer") is not None]
-        average = self.step.__self__.average
-        state = [self.total, *learned, *momenta, *self.buffers, *(average.averages if average else ())]
+        trained = self.step.__self__
+        averages = trained.average.averages if trained.average else ()
+        state = [self.total, *learned, *momenta, *trained.model.buffers(), *averages]
         before, noise = [tensor.detach().clone() for tensor in state], torch.get_rng_state()
         with Tape() as tape:
             Steps.take(self, data, rows)
@@ -79,7 +79,7 @@ def learn(monkeypatch, taped, learned, tasks, method, settings):
     """The run and the weights that it ends with."""
 
     class Own(TapedSteps):
-        buffers = tuple(learned.buffers())
+        replayed = 0
 
     def make(step, replayable, optimizer, device):
         assert replayable

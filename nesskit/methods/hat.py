@@ -38,7 +38,8 @@ class HAT(HoldingMethod):
         1. lowers the cross-entropy + c R, where R = Σ a (1 - A) / Σ (1 - A) is the share of the units that are new to
            use: those in use cost nothing (Eq. 5 and 6; in task 1 R is the mean gate);
         2. follows 1 - min(A_out, A_in) of a weight's gradient, and 1 - A_out of a bias' (Eq. 2);
-        3. scales the gradient of e as if s were s_max all along: σ'(s e) vanishes for most s (Eq. 4).
+        3. scales the gradient of e as if σ' had been taken at e: at s e it all but vanishes for most s (Eq. 4). (In the
+           authors' float32 code it does vanish, above s e = 17, so that late in an epoch no unit is switched off.)
 
     So nothing that an old task uses moves, but for the little by which its gates are not 0 or 1. As everywhere in
     nesskit that holds under any optimizer: where a step is no sum of gradients, 2. is applied to the step.
@@ -191,7 +192,7 @@ class HAT(HoldingMethod):
 
     def _present(self, model: TaskModel, s: Tensor | float) -> dict[str, Tensor]:
         """The gates σ(s e) of the task that is being learned."""
-        return {each.name: torch.sigmoid(s * e) for each, e in zip(self.units, embeddings_of(model), strict=True)}
+        return {each.name: sigmoid(s * e) for each, e in zip(self.units, embeddings_of(model), strict=True)}
 
     def _price(self, gates: Gates) -> Tensor:
         """c R."""
@@ -224,6 +225,11 @@ def embeddings_of(model: TaskModel) -> Embeddings:
     return embeddings
 
 
+def sigmoid(z: Tensor) -> Tensor:
+    """σ(z), whose gradient does not vanish where σ(z) is rounded to 1: in float32 from z = 17 on."""
+    return torch.where(z > 0, 1 - torch.sigmoid(-z), torch.sigmoid(z))
+
+
 def annealed(seen: Tensor, examples: int, s_max: float) -> Tensor:
     """s = 1/s_max + (s_max - 1/s_max) i/N when i of N ``examples`` have been ``seen`` in an epoch (Eq. 3)."""
     return 1 / s_max + (s_max - 1 / s_max) * seen / examples
@@ -232,7 +238,7 @@ def annealed(seen: Tensor, examples: int, s_max: float) -> Tensor:
 def compensation(e: Tensor, s: Tensor, s_max: float) -> Tensor:
     """s_max (cosh(s e) + 1) / (s (cosh e + 1)), by which the gradient of e is multiplied (Eq. 4).
 
-    That makes s σ'(s e), by which the gate passed the gradient on, s_max σ'(e).
+    That makes s_max σ'(e) of s σ'(s e), which the gate multiplied the gradient by.
     """
     exponent = (s * e).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
     return s_max / s * (exponent.cosh() + 1) / (e.cosh() + 1)
