@@ -37,7 +37,7 @@ GRIDS: dict[str, tuple[str, Sequence[Any]]] = {
         "filter",
         tuple(SoftFilter(tau, "frobenius") for tau in (0.0028, 0.004, 0.0056, 0.008, 0.0113, 0.016)),
     ),
-    "hat": ("sparsity", (0.0, 0.1, 0.25, 0.75, 1.5, 3.0)),
+    "hat": ("sparsity", (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)),
 }
 
 

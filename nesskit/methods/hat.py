@@ -76,8 +76,8 @@ class HAT(HoldingMethod):
 
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
         """Draw the embeddings e, and find out what old tasks leave free."""
-        self.task, self.examples = data.index, len(data.train.y)
         self._attach(model)
+        self.task, self.examples = data.index, len(data.train.y)
         with torch.no_grad():
             for e in embeddings_of(model):
                 e.copy_(torch.randn(e.shape))  # on the CPU, the same whatever the model's device and type
@@ -161,9 +161,9 @@ class HAT(HoldingMethod):
         self.gates = {
             task: {name: gate.to(device) for name, gate in own.items()} for task, own in state["gates"].items()
         }
-        self.task, self.examples = state["task"], state["examples"]
-        if self.task is not None:
+        if state["task"] is not None:
             self._attach(model)
+        self.task, self.examples = state["task"], state["examples"]
         model.gates.clear()
         for task, own in self.gates.items():
             model.gates.keep(task, own)
