@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from nesskit import Limits, TaskModel, TrainingSettings, build_model, configure, fit, load_stream
 from nesskit.errors import SettingsError
 from nesskit.methods import HAT, make_method
-from nesskit.methods.hat import annealed, compensation, embeddings_of, free_shares, newly_used, sigmoid
+from nesskit.methods.hat import annealed, compensation, embeddings_of, free_shares, gate, newly_used
 from nesskit.networks.units import units_of
 from nesskit.runs.events import EpochFinished
 from nesskit.settings import HATSettings
@@ -72,14 +72,24 @@ def test_the_compensation_of_a_hand_worked_gradient():
 
 @pytest.mark.parametrize("s", [0.0025, 1.0, 20.0])
 def test_compensated_it_is_the_gradient_at_e_times_s_max(s):
-    """s_max σ'(e) = s_max e^-e/(1 + e^-e)², also in float32 where σ(s e) is 1 or 0."""
-    values = torch.tensor([-2.4, -1.0, 0.0, 0.3, 1.0, 2.4])
-    e = values.requires_grad_()
-    sigmoid(s * e).sum().backward()
-    scaled = (e.grad * compensation(values, torch.tensor(s), 400.0)).detach().numpy()
-    decay = np.exp(-values.detach().double().numpy())
-    np.testing.assert_allclose(scaled, 400 * decay / (1 + decay) ** 2, rtol=1e-4)
-    torch.testing.assert_close(sigmoid(s * values), torch.sigmoid(s * values))
+    """s_max σ'(e) = s_max e^-e/(1 + e^-e)², unless the gate is fully open."""
+    e = torch.tensor([-2.4, -1.0, 0.0, 0.3, 1.0, 2.4], dtype=torch.float64, requires_grad=True)
+    gate(s * e).sum().backward()
+    scaled = (e.grad * compensation(e.detach(), torch.tensor(s), 400.0)).numpy()
+    values = e.detach().numpy()
+    slope = 400 * np.exp(-values) / (1 + np.exp(-values)) ** 2
+    np.testing.assert_allclose(scaled, np.where(s * values > 17, 0, slope), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gate_comes_to_be_exactly_0_or_1(dtype):
+    z = torch.tensor([-2400, -1.0, 0.0, 2.0, 18.0, 2400], dtype=dtype)
+    expected = [0.0, 1 / (1 + np.e), 0.5, 1 / (1 + np.exp(-2)), 1.0, 1.0]
+    opened = gate(z)
+    np.testing.assert_allclose(opened, expected, rtol=1e-6)
+    assert opened[0] == 0
+    assert opened[-2] == 1
+    assert opened.dtype == dtype
 
 
 def test_far_out_the_exponent_is_clipped():
@@ -95,10 +105,7 @@ def test_a_whole_step_in_numpy():
     A, B = np.array([0.9, 0.1]), np.array([0.2, 0.6])
     s = 1 / s_max + (s_max - 1 / s_max) * 3 / 8  # 3 of 8 examples seen
 
-    def gate(e):
-        return 1 / (1 + np.exp(-s * e))
-
-    a, b = gate(e), gate(f)
+    a, b = (1 / (1 + np.exp(-s * z)) for z in (e, f))
     z = W @ x
     h = np.maximum(z, 0) * a
     u = V @ h

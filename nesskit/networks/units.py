@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import dropout, pooling
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nesskit.errors import TrainingError
 
@@ -22,8 +22,8 @@ EACH_UNIT_BY_ITSELF = (
     *SWITCHED_OFF_STAYS_OFF,
     *(nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
     *(nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid),
-    *(pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxPoolNd, pooling._AdaptiveAvgPoolNd),
 )
+POOLING = (pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxPoolNd, pooling._AdaptiveAvgPoolNd)
 
 
 @dataclass(frozen=True)
@@ -97,34 +97,35 @@ class Row:
     """The units of a layer in a chain, as far as what follows on it has been seen."""
 
     count: int
+    channels: bool  # each a whole image
     made_by: list[str]
     gated_at: str
     flattened: bool = False
 
     def feeds(self, inputs: int) -> bool:
         """Whether a layer of so many inputs may follow."""
-        return inputs % self.count == 0 if self.flattened else inputs == self.count
+        return inputs % self.count == 0 if self.flattened and self.channels else inputs == self.count
 
 
 def _follow(rows: list[Row], name: str, module: nn.Module) -> bool:
     """Take the next module of a chain in; whether its units can be told apart."""
     row = rows[-1] if rows else None
     if isinstance(module, LAYERS):
-        rows.append(Row(module.weight.shape[0], [name], name))
+        rows.append(Row(module.weight.shape[0], not isinstance(module, nn.Linear), [name], name))
         return getattr(module, "groups", 1) == 1 and (row is None or row.feeds(module.weight.shape[1]))
     if isinstance(module, nn.Flatten):
         if row is not None:
             row.flattened = True
         return True
     if row is None:
-        return isinstance(module, EACH_UNIT_BY_ITSELF)
+        return isinstance(module, (*EACH_UNIT_BY_ITSELF, *POOLING))
     if row.flattened:  # the gates stand before it
         return isinstance(module, SWITCHED_OFF_STAYS_OFF)
     row.gated_at = name
-    if isinstance(module, _NormBase):
+    if isinstance(module, _BatchNorm):
         row.made_by += [name] if module.affine else []
         return module.num_features == row.count
-    return isinstance(module, EACH_UNIT_BY_ITSELF)
+    return isinstance(module, EACH_UNIT_BY_ITSELF) or (row.channels and isinstance(module, POOLING))
 
 
 def _steps(layers: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
