@@ -227,7 +227,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             "5 tasks of 2 classes: 0 and 1, 2 and 3, … 8 and 9",
             NESSSettings(FrobeniusThreshold(0.0283)),
             _steered(
-                gpm=0.95, sgp=0.95, trgp=0.97, dfgp=0.95, adam_nscl=0.085, owm=0.1, ewc=200.0, ness_soft=0.008, hat=0.75
+                gpm=0.95, sgp=0.95, trgp=0.97, dfgp=0.95, adam_nscl=0.085, owm=0.1, ewc=200.0, ness_soft=0.008, hat=0.25
             ),
         ),
         _digits(

@@ -48,8 +48,9 @@ class HAT(HoldingMethod):
     unit and is held like a bias, not frozen after task 1 as in our subspace methods, which have nothing that would
     protect it: so a unit that nobody uses yet can still learn it. Running averages stop after task 1.
 
-    The digits' presets keep the momentum that other methods have, and the authors do without: on validation data (20 %)
-    of seeds 1 to 3 of permuted-digits MOMENTUM
+    The digits' presets train it as most others, with momentum 0.9 at lr 0.05; the authors do without momentum. On
+    validation data (20 %) of seeds 1 to 3 of permuted-digits, with c = 0.75, that comes to 96.2 %, and without momentum
+    lr 0.05, 0.2 and 0.5 to 80.0, 94.5 and 95.7 %: 30 epochs of small tasks are few steps.
 
     Attributes:
         gates: task → its gates, as σ(s_max e).
