@@ -232,8 +232,8 @@ def embeddings_of(model: TaskModel) -> Embeddings:
 def gate(z: Tensor) -> Tensor:
     """σ(z); above 17, where float32 rounds it to 1, it is 1 in any precision and without a gradient.
 
-    So it is in the authors' code: what is on when s is large stays on, and no task can switch off a whole layer as
-    easily.
+    So it is in the authors' code: what is on when s is large stays on. With a gradient there, as Eq. 4 would have it, a
+    task can switch off a whole layer: on validation data as above, c = 1.5 came to 72 % instead of 95.7 %.
     """
     return torch.where(z > OPEN, 1.0, torch.sigmoid(z))
 
