@@ -243,7 +243,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                 owm=0.1,
                 ewc=60.0,
                 ness_soft=0.0113,
-                hat=0.25,
+                hat=0.5,
             ),
         ),
         _paper(
