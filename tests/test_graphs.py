@@ -51,7 +51,6 @@ class TapedSteps(ReplayedSteps):
     """Records a step by taking it, then takes everything back."""
 
     replayed = 0
-    buffers = ()
 
     def _take_eagerly(self, data, rows, watched):
         Steps.take(self, data, rows)
@@ -60,10 +59,10 @@ class TapedSteps(ReplayedSteps):
         learned = [p for group in self.optimizer.param_groups for p in group["params"]]
         momenta = [s["momentum_buffer"] for s in self.optimizer.state.values() if s.get("momentum_buffer") is not None]
         loop = self.step.__self__
-        average = loop.average
+        averages = loop.average.averages if loop.average else ()
         remembered = [leaf for leaf in tree_leaves(loop.method.state_dict()) if isinstance(leaf, torch.Tensor)]
-        own = {id(tensor): tensor for tensor in (*learned, *momenta, *self.buffers, *remembered)}  # each once
-        state = [self.total, *own.values(), *(average.averages if average else ())]
+        own = {id(tensor): tensor for tensor in (*learned, *momenta, *loop.model.buffers(), *remembered)}  # each once
+        state = [self.total, *own.values(), *averages]
         before, noise = [tensor.detach().clone() for tensor in state], torch.get_rng_state()
         with Tape() as tape:
             Steps.take(self, data, rows)
@@ -82,7 +81,7 @@ def learn(monkeypatch, taped, learned, tasks, method, settings):
     """The run and the weights that it ends with."""
 
     class Own(TapedSteps):
-        buffers = tuple(learned.buffers())
+        replayed = 0
 
     def make(step, replayable, optimizer, device):
         assert replayable

@@ -8,7 +8,8 @@ from torch import nn
 
 from nesskit import Limits, TaskStream, fit
 from nesskit.methods import GPM, OWM, SGP, AdamNSCL
-from nesskit.methods.subspace import protected_weights, sums_gradients
+from nesskit.methods.held import sums_gradients
+from nesskit.methods.subspace import protected_weights
 from nesskit.runs.events import EpochFinished
 from nesskit.streams.batches import Batch
 from nesskit.training.optim import SAM

@@ -18,6 +18,7 @@ from nesskit.settings import (
     EWCSettings,
     FSDGPMSettings,
     GPMSettings,
+    HATSettings,
     MethodSettings,
     NESSPrivateSettings,
     NESSSettings,
@@ -87,8 +88,9 @@ def _steered(
     ewc: float,
     ness_soft: float,
     ness_private: float,
+    hat: float,
 ) -> dict[str, MethodSettings]:
-    """The settings of each method by the one number that steers it: ε_th, ε, α, λ or τ; FS-DGPM has η₁ beside it."""
+    """The settings of each method by the one number that steers it: ε_th, ε, α, λ, τ or c; FS-DGPM has η₁ beside it."""
     return {
         "gpm": GPMSettings(gpm),
         "sgp": SGPSettings(sgp),
@@ -100,6 +102,7 @@ def _steered(
         "ewc": EWCSettings(ewc),
         "ness-soft": NESSSoftSettings(SoftFilter(ness_soft, "frobenius")),
         "ness-private": NESSPrivateSettings(filter=FrobeniusThreshold(ness_private)),
+        "hat": HATSettings(hat),
     }
 
 
@@ -234,6 +237,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                 ewc=60.0,
                 ness_soft=0.0056,
                 ness_private=0.0063,
+                hat=0.25,
             ),
         ),
         _digits(
@@ -252,6 +256,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                 ewc=200.0,
                 ness_soft=0.008,
                 ness_private=0.0212,
+                hat=0.25,
             ),
         ),
         _digits(
@@ -269,6 +274,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                 ewc=60.0,
                 ness_soft=0.0113,
                 ness_private=0.0089,
+                hat=0.5,
             ),
         ),
         _paper(

@@ -14,6 +14,7 @@ from nesskit.settings import (
     EWCSettings,
     FSDGPMSettings,
     GPMSettings,
+    HATSettings,
     MethodSettings,
     OWMSettings,
     SGPSettings,
@@ -110,6 +111,15 @@ def _owm() -> tuple[TrainingSettings, MethodSettings]:
     return training, OWMSettings(alpha=1.0, alpha_decay=1e-5, batch=64)
 
 
+def _hat() -> tuple[TrainingSettings, MethodSettings]:
+    """Serrà et al. 2018, authors' code (run.py, approaches/hat.py), for all their data sets: s_max = 400, c = 0.75.
+
+    SGD from lr 0.05, divided by 3, patience 5, down to 1e-4, 200 epochs in batches of 64. Their network has biases and
+    no BatchNorm.
+    """
+    return _sgd(200, 0.05, 1 / 3, 5, 1e-4), HATSettings(sparsity=0.75, s_max=400)
+
+
 def _fs_dgpm() -> tuple[TrainingSettings, MethodSettings]:
     """Deng et al. 2021, authors' code (run_experiments.sh): 1000 images kept, 125 looked at, importances fixed.
 
@@ -146,6 +156,7 @@ PUBLISHED: dict[str, Published] = {
         "ewc": _ewc(200, 10),
         "a-gem": _agem(200, 10),
         "owm": _owm(),
+        "hat": _hat(),
     },
     "five-datasets": {
         # The same: lr 0.1, ε_th 0.965 for every task, 100 examples.
@@ -169,6 +180,7 @@ PUBLISHED: dict[str, Published] = {
         "ewc": _ewc(100, 5),
         "a-gem": _agem(100, 10),
         "owm": _owm(),
+        "hat": _hat(),
     },
     "split-miniimagenet": {
         # baselines/main_gpm_miniimagenet.py: lr 0.1 divided by 3, ε_th from 0.965 in steps of 0.003, 100 examples.
@@ -193,5 +205,6 @@ PUBLISHED: dict[str, Published] = {
         "ewc": _ewc(100, 20),
         "a-gem": _agem(100, 5),
         "owm": _owm(),
+        "hat": _hat(),
     },
 }

@@ -12,6 +12,7 @@ from nesskit.methods.ewc import EWC
 from nesskit.methods.finetune import Finetune
 from nesskit.methods.fs_dgpm import FSDGPM
 from nesskit.methods.gpm import GPM
+from nesskit.methods.hat import HAT
 from nesskit.methods.joint import Joint
 from nesskit.methods.ness import NESS
 from nesskit.methods.ness_budget import NESSBudget
@@ -40,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
         EWC,
         AGEM,
         OWM,
+        HAT,
     )
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "EWC",
     "FSDGPM",
     "GPM",
+    "HAT",
     "METHODS",
     "NESS",
     "OWM",

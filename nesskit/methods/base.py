@@ -128,6 +128,16 @@ class Method:
         """The cross-entropy that is trained with: that of ``logits`` (n, classes), the labels ``y`` (n,) smoothed."""
         return F.cross_entropy(logits, y, reduction=reduction, label_smoothing=self.label_smoothing)
 
+    def validation_loss(self, model: TaskModel, batch: Batch, logits: Tensor) -> Tensor:
+        """What the falling learning rate and the kept weights go by: a loss, summed over the examples of ``batch``.
+
+        Args:
+            model: in evaluation mode.
+            batch: of validation examples.
+            logits: (n, classes), what :meth:`predict` answered to it.
+        """
+        return F.cross_entropy(logits, batch.y, reduction="sum")
+
     def adjust_gradients(self, model: TaskModel) -> None:
         """Called after every backward pass, before the optimizer sees the gradients."""
 

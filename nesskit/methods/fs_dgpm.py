@@ -17,10 +17,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nesskit.methods.gpm import GPM
+from nesskit.methods.held import full_precision
 from nesskit.methods.remembered import Remembered, Replay, packed, reservoir, size_of, unpacked
 from nesskit.methods.subspace import (
     BATCH,
-    full_precision,
     kept_beside,
     moments_of_batches,
     protected_weights,

@@ -3,17 +3,11 @@
 A subspace method is four choices: where directions come from, how their spectrum is filtered, how the result is
 enforced, and what is remembered. A method's file names its four; the parts stand here, in
 :mod:`nesskit.spectra.projections` and in :mod:`nesskit.adaptation.capture`.
-
-What a projection P must hold back is every *step*. Under SGD, with momentum or not, a step is a sum of gradients, and
-projecting those is enough: P is linear. Weight decay is added behind them, and Adam rescales every weight by itself:
-then old outputs move although every gradient was projected. So there the optimizer proposes a step on the gradients as
-they are, and P disposes: W ← W + P(ΔW), decay and momentum included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -27,31 +21,31 @@ from nesskit.adaptation.capture import call, collect_moments, evaluating
 from nesskit.adaptation.watch import Use, watching
 from nesskit.adaptation.weights import known_kind
 from nesskit.errors import SpectrumError
-from nesskit.methods.base import Method, learning
+from nesskit.methods.base import learning
+from nesskit.methods.held import HoldingMethod
 from nesskit.networks.task_model import TaskModel
 from nesskit.spectra.moment import Moment
 from nesskit.spectra.precision import at_least_float32
 from nesskit.streams.base import normalise
-from nesskit.streams.batches import Batch, TaskData, pieces
+from nesskit.streams.batches import TaskData, pieces
 
 BATCH = 256  # samples per forward pass when layers are looked at
 
 
-class SubspaceMethod(Method):
+class SubspaceMethod(HoldingMethod):
     """Task 1 trains everything; later tasks train the weights of linear layers and convolutions, and their own head.
 
     What no projection protects (biases, the affine parameters of BatchNorm) stays as task 1 left it. A method says
     which layers are held (:meth:`held`) and what of a change is allowed (:meth:`project`).
 
     With SGD without weight decay that is applied to the gradients, as published; in all other cases to the optimizer's
-    step. None of the publications decays along old directions: where their code has a decay (Adam-NSCL's), it is
-    projected with the rest.
+    step (methods/held.py). None of the publications decays along old directions: where their code has a decay
+    (Adam-NSCL's), it is projected with the rest.
     """
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
         self.tasks_learned = 0
-        self.projects_gradients = True  # or else steps; as the optimizer of the last step needs it
 
     def held(self) -> Collection[str]:
         """Names of the layers that may learn in some directions only; none during task 1."""
@@ -60,6 +54,10 @@ class SubspaceMethod(Method):
     def project(self, name: str, change: Tensor) -> Tensor:
         """What is allowed of a change of the weight of layer ``name``, a gradient or a step; linear in ``change``."""
         return change
+
+    def held_parameters(self, model: TaskModel) -> dict[str, nn.Parameter]:
+        """Layer name → weight, of the layers that are held."""
+        return {name: weight_of(model, name) for name in self.held()}
 
     def parameter_groups(self, model: TaskModel, tasks: Sequence[int], weight_decay: float) -> list[dict[str, Any]]:
         """Task 1: every weight. Later: the weights of the protected layers, and the heads of ``tasks``."""
@@ -75,36 +73,6 @@ class SubspaceMethod(Method):
         if self.tasks_learned:
             keep_running_statistics(model.backbone)
 
-    def step(self, model: TaskModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
-        """One step of the optimizer, of which only what :meth:`project` allows stays."""
-        self.projects_gradients = sums_gradients(optimizer)
-        if self.projects_gradients:
-            return super().step(model, batch, optimizer)
-        weights = self._held_weights(model)
-        before = {name: weight.detach().clone() for name, weight in weights.items()}
-        try:
-            return super().step(model, batch, optimizer)
-        finally:  # also when somebody interrupts: a step that was not projected must not stay
-            with torch.no_grad(), full_precision():
-                for name, weight in weights.items():
-                    weight.copy_(before[name] + self._projected(name, weight - before[name]))
-
-    def adjust_gradients(self, model: TaskModel) -> None:
-        """Project the gradients of the held layers, unless it is their step that is projected."""
-        if not self.projects_gradients:
-            return
-        with full_precision():
-            for name, weight in self._held_weights(model).items():
-                if weight.grad is not None:
-                    weight.grad.copy_(self._projected(name, weight.grad))
-
-    def _projected(self, name: str, change: Tensor) -> Tensor:
-        """``change`` projected, in float32 at least."""
-        return self.project(name, change.to(at_least_float32(change)))
-
-    def _held_weights(self, model: TaskModel) -> dict[str, nn.Parameter]:
-        return {name: weight_of(model, name) for name in self.held()}
-
     def end_task(self, model: TaskModel, data: TaskData) -> Iterable[Any]:
         """Count the task; a method remembers what it needs and calls this."""
         self.tasks_learned += 1
@@ -119,24 +87,9 @@ class SubspaceMethod(Method):
         self.tasks_learned = state["tasks_learned"]
 
 
-def sums_gradients(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether every step is a sum of the gradients seen: SGD, with momentum or not, without weight decay; SAM on it."""
-    base = getattr(optimizer, "base", optimizer)
-    return type(base) is torch.optim.SGD and not any(group["weight_decay"] for group in base.param_groups)
-
-
 def kept_beside(weight: Tensor, tensor: Tensor) -> Tensor:
     """``tensor``, what a projection of ``weight`` needs, on the weight's device and in its type, float32 at least."""
     return tensor.to(weight.device, at_least_float32(weight))
-
-
-def full_precision() -> AbstractContextManager[Any]:
-    """Inside, nothing is computed in half precision, in which a projection would be none."""
-    stack = ExitStack()
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            stack.enter_context(torch.autocast(device, enabled=False))
-    return stack
 
 
 def protected_weights(model: TaskModel) -> dict[str, nn.Parameter]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nesskit.networks.normalisation import Norm, batch_norm
+from nesskit.networks.units import Units, chain
 
 # (channels, kernel size, dropout) of the convolutions, (width, dropout) of the linear layers
 CONVOLUTIONS = ((64, 4, 0.2), (128, 3, 0.2), (256, 2, 0.5))
@@ -37,3 +38,7 @@ class AlexNet(nn.Module):
         """Features of ``x``."""
         features: Tensor = self.stages(x)
         return features
+
+    def units(self) -> tuple[Units, ...]:
+        """The channels of each convolution, gated where they have been pooled, and the outputs of each linear layer."""
+        return chain(self.stages, "stages.")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nesskit.errors import SettingsError
 from nesskit.networks.normalisation import Norm, batch_norm
+from nesskit.networks.units import Units, chain
 
 LEFT = 2  # × 2 pixels are what the linear layer sees, whatever the size of the images
 
@@ -47,6 +48,10 @@ class ConvNet(nn.Module):
         """Features of ``x``."""
         features: Tensor = self.stages(x)
         return features
+
+    def units(self) -> tuple[Units, ...]:
+        """The channels of each convolution, gated where they have been pooled, and the outputs of each linear layer."""
+        return chain(self.stages, "stages.")
 
 
 def _check(shape: Sequence[int], widths: Sequence[int]) -> None:

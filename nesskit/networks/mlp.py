@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from nesskit.networks.units import Units, chain
+
 
 class MLP(nn.Module):
     """Linear layers, a ReLU after each: x (n, …) is flattened to (n, inputs) and leaves as (n, widths[-1])."""
@@ -22,3 +24,7 @@ class MLP(nn.Module):
         for layer in self.layers:
             x = layer(x).relu()
         return x
+
+    def units(self) -> tuple[Units, ...]:
+        """The outputs of each layer, gated before their ReLU, which a gate a ≥ 0 may as well follow."""
+        return chain(self.layers, "layers.")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nesskit.networks.normalisation import Norm, batch_norm
+from nesskit.networks.units import Units
 
 
 class BasicBlock(nn.Module):
@@ -51,3 +54,24 @@ class ResNet18(nn.Module):
         """Features (n, …) of images (n, 3, h, w)."""
         x = self.blocks(F.relu(self.norm(self.stem(x))))
         return F.avg_pool2d(x, 2).flatten(1)
+
+    def units(self) -> Iterator[Units]:
+        """The channels of the residual stream, and those within each block.
+
+        A shortcut hands a channel on as it is, so whatever adds to it adds to one unit: it has one gate from where the
+        stream becomes that wide (the stem, or a block with a convolution in its shortcut) to the last block before it
+        changes, applied to every sum. Within a block the channels of the first convolution have gates of their own.
+        Those behind a ReLU may as well stand before it: a ≥ 0.
+        """
+        made_by, gated_at, feed = ["stem", "norm"], ["norm"], list[str]()
+        for name, block in self.blocks.named_children():
+            name = f"blocks.{name}"
+            yield Units((f"{name}.conv1", f"{name}.norm1"), (f"{name}.norm1",), (f"{name}.conv2",))
+            shortcut = [f"{name}.shortcut.{part}" for part, _ in block.get_submodule("shortcut").named_children()]
+            feed += [f"{name}.conv1", *shortcut[:1]]
+            if shortcut:
+                yield Units(tuple(made_by), tuple(gated_at), tuple(feed))
+                made_by, gated_at, feed = [], [], []
+            made_by += [f"{name}.conv2", f"{name}.norm2", *shortcut]
+            gated_at += [name]
+        yield Units(tuple(made_by), tuple(gated_at), tuple(feed))

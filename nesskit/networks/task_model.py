@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nesskit.networks.gates import TaskGates
 from nesskit.networks.private_parts import PrivateParts
 from nesskit.networks.scaled_weights import ScaledWeights
 
@@ -15,8 +16,8 @@ class TaskModel(nn.Module):
     """Task-incremental network: ``heads[task](backbone(x))``; the task is known also at test time.
 
     Capture and adaptation concern the backbone alone; a head belongs to one task and cannot be forgotten. A method may
-    let a task use the backbone in its own way: with weights of its own (``private``, see ness-private) or with scaled
-    ones (``scaled``, see TRGP). Both are empty otherwise.
+    let a task use the backbone in its own way: with weights of its own (``private``, see ness-private), with scaled
+    ones (``scaled``, see TRGP), or with so much of each unit (``gates``, see HAT). All of them are empty otherwise.
 
     Args:
         backbone: any module that maps inputs (n, …) to features (n, features).
@@ -30,6 +31,7 @@ class TaskModel(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(features, count, bias=False) for count in class_counts)
         self.scaled = ScaledWeights()
         self.private = PrivateParts(len(class_counts))
+        self.gates = TaskGates()
         like = next((parameter for parameter in backbone.parameters() if parameter.is_floating_point()), None)
         if like is not None:
             self.heads.to(like.dtype)
@@ -39,7 +41,8 @@ class TaskModel(nn.Module):
         head, scaled = self.heads[task], self.scaled.weights(self.backbone, task)
         if scaled:
             return head(self.features(x, scaled))
-        return head(_call_with(self.backbone, self.private.weights(self.backbone, task), _in_type_of(head, x)))
+        with self.gates.at_work(self.backbone, task):
+            return head(_call_with(self.backbone, self.private.weights(self.backbone, task), _in_type_of(head, x)))
 
     def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Features (n, features) of inputs ``x`` (n, …).
@@ -54,6 +57,7 @@ class TaskModel(nn.Module):
     def forget_own_parts(self) -> None:
         """From now on all tasks use the backbone's weights as they are."""
         self.scaled.clear()
+        self.gates.clear()
         self.private.clear()
         self.private.rest()
 

@@ -33,6 +33,7 @@ METHOD_LOOKS: dict[str, Look] = {
     "ness-soft": Look(SKY, "-", "h"),
     "ness-budget": Look(SKY, "--", "p"),
     "ness-private": Look(BLUE, "--", "*"),
+    "hat": Look(SKY, "-.", "8"),
 }
 
 

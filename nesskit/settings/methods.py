@@ -308,6 +308,21 @@ class AdamNSCLSettings(MethodSettings):
         require(self, "batch", self.batch >= 1, "at least 1")
 
 
+@dataclass(frozen=True)
+class HATSettings(MethodSettings):
+    """HAT: each task learns which units it uses, and holds them for good (Serrà et al. 2018)."""
+
+    sparsity: float = 0.75
+    """c: what a task pays for using units that no earlier one uses, so that some are left for later ones."""
+    s_max: float = 400.0
+    """The steepest that gates σ(s e) become, and are tested with; the larger, the closer they are to 0 and 1."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "sparsity", self.sparsity >= 0, "at least 0")
+        require(self, "s_max", self.s_max >= 1, "at least 1")
+
+
 METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "ness": NESSSettings,
     "ness-soft": NESSSoftSettings,
@@ -324,6 +339,7 @@ METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "dfgp": DFGPSettings,
     "fs-dgpm": FSDGPMSettings,
     "adam-nscl": AdamNSCLSettings,
+    "hat": HATSettings,
 }
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from nesskit.errors import TrainingError
 from nesskit.methods import Method
@@ -245,7 +244,7 @@ class Trainer:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for batch in data.batches(examples, self.settings.evaluation_batch_size, order):
             logits = self.method.predict(self.model, batch.x, batch.task)
-            loss += F.cross_entropy(logits, batch.y, reduction="sum")
+            loss += self.method.validation_loss(self.model, batch, logits)
             correct += (logits.argmax(dim=1) == batch.y).sum()
         both = torch.stack([loss, correct.to(loss.dtype)]).tolist()  # once: a GPU is waited for
         return both[0] / len(examples.y), 100 * both[1] / len(examples.y)
