@@ -118,6 +118,13 @@ def test_changes_go_where_their_field_is():
     assert changed.validation_share == 0.1
 
 
+def test_changes_that_belong_together_come_in_any_order():
+    first, then = {"private": "adapter"}, {"directions": 8}
+    options = configure("split-digits", "ness-private", **first, **then).options
+    assert (options.private, options.directions) == ("adapter", 8)
+    assert configure("split-digits", "ness-private", **then, **first).options == options
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nesskit.errors import NesskitError
-from nesskit.plots import plot_costs, plot_tradeoff
+from nesskit.plots import method_looks, plot_costs, plot_private_numbers, plot_tradeoff
 from nesskit.runs.record import Run
 
 nan = np.nan
@@ -53,3 +53,37 @@ def test_costs_are_means_over_runs():
 def test_costs_of_no_run_are_refused():
     with pytest.raises(NesskitError, match="no run whose costs"):
         plot_costs({})
+
+
+def lines_of(ax):
+    """{label: (line, segments of its bars)}."""
+    return {bars.get_label(): (bars.lines[0], bars.lines[2][0].get_segments()) for bars in ax.containers}
+
+
+def test_accuracy_over_private_numbers_is_a_mean_over_seeds_from_nothing_on():
+    ax = plot_private_numbers({"scale": {2048: [90.0], 0: [80.0, 86.0], 32: [88.0, 88.0]}, "network": {65: [50.0]}})
+    line, bars = lines_of(ax)["scale"]
+    assert line.get_xydata().tolist() == [[0, 83], [32, 88], [2048, 90]]
+    std = np.std([80, 86], ddof=1)
+    np.testing.assert_allclose([segment[:, 1] for segment in bars], [[83 - std, 83 + std], [88, 88], [90, 90]])
+    assert ax.get_xlim()[0] < 0 < 10 < ax.get_xlim()[1]  # zero has a place beside powers of ten
+    places = ax.transData.transform([(number, 0) for number in (0, 10, 100, 1000)])[:, 0]
+    assert places[1] - places[0] < places[2] - places[1]
+    np.testing.assert_allclose(places[3] - places[2], places[2] - places[1])
+    other = lines_of(ax)["network"][0]
+    assert (other.get_color(), other.get_marker()) != (line.get_color(), line.get_marker())
+
+
+def test_methods_keep_their_looks_over_private_numbers():
+    ax = plot_private_numbers({"trgp": {100: [70.0]}, "adapter": {100: [60.0]}, "ness": {0: [71.0]}})
+    lines = {label: line for label, (line, _) in lines_of(ax).items()}
+    assert list(lines) == ["TRGP", "adapter", "NESS"]
+    for name, label in (("trgp", "TRGP"), ("ness", "NESS")):
+        look = method_looks([name])[name]
+        assert (lines[label].get_color(), lines[label].get_marker()) == (look.colour, look.marker)
+
+
+@pytest.mark.parametrize("ways", [{}, {"scale": {}}, {"scale": {0: [80.0], 4: []}}])
+def test_a_way_without_accuracies_is_refused(ways):
+    with pytest.raises(NesskitError, match="no accuracy to draw"):
+        plot_private_numbers(ways)

@@ -44,11 +44,12 @@ def configure(
         "network": chosen.network,
     }
     share, split = (changes.pop(name, getattr(chosen, name)) for name in DIVIDING)
+    fields: dict[str, dict[str, Any]] = {part: {} for part in parts}
     for name, value in changes.items():
         part, field_name = _part_of(name, parts)
-        if field_name == "filter" and isinstance(value, str):
-            value = parse_filter(value)
-        parts[part] = dataclasses.replace(parts[part], **{field_name: value})
+        fields[part][field_name] = parse_filter(value) if field_name == "filter" and isinstance(value, str) else value
+    # All at once: fields that belong together, an adapter and its rank, may be named in any order.
+    parts = {part: dataclasses.replace(settings, **fields[part]) for part, settings in parts.items()}
     return RunSettings(benchmark, method, preset, seed, share, **parts, split=split)
 
 

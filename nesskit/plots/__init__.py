@@ -27,7 +27,7 @@ from nesskit.plots.accuracy import (
     plot_task_curves,
     short_names,
 )
-from nesskit.plots.comparison import plot_costs, plot_tradeoff
+from nesskit.plots.comparison import plot_costs, plot_private_numbers, plot_tradeoff
 from nesskit.plots.drawing import (
     BLACK,
     BLUE,
@@ -150,6 +150,7 @@ __all__ = [
     "plot_loss",
     "plot_null_space",
     "plot_principal_angles",
+    "plot_private_numbers",
     "plot_published",
     "plot_spectrum",
     "plot_stability",

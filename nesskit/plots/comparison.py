@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -11,10 +12,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from nesskit.errors import NesskitError
 from nesskit.plots.accuracy import Results, is_joint, matrices_of
-from nesskit.plots.drawing import INK, MUTED, Array, legend_right, new_axes, plain, style, tidy
-from nesskit.plots.looks import Look, display_name, method_looks
+from nesskit.plots.drawing import INK, MUTED, Array, legend_right, new_axes, plain, series_looks, style, tidy
+from nesskit.plots.looks import METHOD_LOOKS, Look, display_name, method_looks
 from nesskit.runs import metrics
-from nesskit.runs.comparison import size_text
+from nesskit.runs.comparison import Estimate, count_text, size_text
 from nesskit.runs.record import Run
 
 POINTS = (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5)  # of backward transfer, where the axis has ticks
@@ -100,3 +101,50 @@ def _bars(ax: Axes, labels: Mapping[str, object], values: Sequence[float], texts
     ax.margins(x=0.2)
     ax.tick_params(axis="y", length=0, labelcolor=INK)
     ax.tick_params(axis="x", labelcolor=MUTED)
+
+
+def plot_private_numbers(ways: Mapping[str, Mapping[float, Sequence[float]]], ax: Axes | None = None) -> Axes:
+    """ACC over how many numbers a task has for itself, a line for each way to spend them.
+
+    Marks are means over seeds, bars ± one standard deviation (n - 1; none for a single seed). The axis begins with
+    nothing: it is linear up to ten numbers and logarithmic beyond.
+
+    Args:
+        ways: label (a method's name, settings may follow, or any other) → private numbers of a task → ACC of each seed,
+            in percent.
+        ax: where to draw.
+
+    Raises:
+        NesskitError: a way has no accuracy.
+    """
+    if not ways or not all(points and all(points.values()) for points in ways.values()):
+        raise NesskitError("there is no accuracy to draw: give at least one for every way and number")
+    looks = _looks_of_ways(ways)
+    with style():
+        ax = new_axes((7.6, 4.0)) if ax is None else ax
+        tidy(ax)
+        for label, points in ways.items():
+            numbers = sorted(points)
+            estimates = [Estimate.of(points[number]) for number in numbers]
+            ax.errorbar(
+                numbers, [estimate.mean for estimate in estimates],
+                yerr=[0.0 if np.isnan(estimate.std) else estimate.std for estimate in estimates],
+                color=looks[label].colour, linestyle=looks[label].line, marker=looks[label].marker,
+                linewidth=1.6, elinewidth=1.0, label=plain(display_name(label)), gid=f"way {label}",
+            )  # fmt: skip
+        ax.set_xscale("symlog", linthresh=10, linscale=0.5)
+        ax.set_xlim(left=-2)
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
+        ax.set_xlabel("numbers that a task has for itself")
+        ax.set_ylabel("ACC (%)")
+        legend_right(ax)
+    return ax
+
+
+def _looks_of_ways(labels: Mapping[str, object]) -> dict[str, Look]:
+    """The fixed looks of methods, and looks of a series for whatever else."""
+    methods = method_looks(label for label in labels if label.partition(" ")[0] in METHOD_LOOKS)
+    others = [label for label in labels if label not in methods]
+    series = zip(others, series_looks(len(others)), itertools.cycle("osD^vPX"), strict=False)
+    return methods | {label: Look(colour, line, marker) for label, (colour, line), marker in series}
