@@ -39,12 +39,7 @@ GRIDS: dict[str, tuple[str, Sequence[Any]]] = {
         "filter",
         tuple(SoftFilter(tau, "frobenius") for tau in (0.0028, 0.004, 0.0056, 0.008, 0.0113, 0.016)),
     ),
-    "ness-private": (
-        "filter",
-        tuple(
-            map(FrobeniusThreshold, (0.0022, 0.0032, 0.0045, 0.0063, 0.0089, 0.0126, 0.0168, 0.0212, 0.0251, 0.0283))
-        ),
-    ),
+    "ness-private": ("filter", tuple(map(FrobeniusThreshold, (0.0045, 0.0063, 0.0089, 0.0126, 0.0178, 0.0251)))),
     "hat": ("sparsity", (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)),
 }
 SLACK = {"ness-private": 0.1}  # points; the larger its threshold, the fewer numbers a task has for itself
