@@ -1,16 +1,17 @@
 """What a scale of each task's own is worth, what it costs in private numbers, and what else could be done with those.
 
-Three parts, each on test data of seeds that chose nothing:
+Four parts:
 
+* ``recipes``: on permuted digits, which changes of the training help; validation data (20 %) of seeds 1 to 3.
 * ``digits``: the three benchmarks, all forms and sizes of what a task has for itself, and the same number of private
-  numbers spent as an adapter while everything shared stands still.
+  numbers spent as an adapter while everything shared stands still; every method trained alike; test data.
 * ``search``: on the first four tasks of split-cifar100-16, which ingredients of a protocol help; validation data (20 %)
   of seeds 11 and 12.
 * ``protocol``: what was found there, for every method under the same protocol; test data of seeds 1 to 3.
 
 Prints Markdown; runs that lie in the folder of runs already are not done again.
 
-    python studies/private_scale.py --parts digits search protocol
+    python studies/private_scale.py --parts recipes digits search protocol
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from nesskit.runs.record import Run
 
 Row = tuple[str, str, Mapping[str, Any]]  # what it is called, the method, changes to the preset
 
-DIGITS_SEEDS = (0, 1, 2, 3, 4)
+DIGITS_SEEDS, RECIPE_SEEDS = (0, 1, 2, 3, 4), (1, 2, 3)
 NOTHING_SHARED = {"filter": FixedRank(0)}
 
 
@@ -45,6 +46,11 @@ DIGITS: Sequence[Row] = (
     ("NESS", "ness", {}),
     ("ness-private", "ness-private", {}),
     ("… full, S (k × d_out)", "ness-private", {"private": "full"}),
+    ("TRGP", "trgp", {}),
+    ("HAT", "hat", {}),
+    ("joint training", "joint", {}),
+)
+SIZES: Sequence[Row] = (
     ("… only the 16 strongest directions", "ness-private", {"directions": 16}),
     ("… only the 8 strongest", "ness-private", {"directions": 8}),
     ("… only the 4 strongest", "ness-private", {"directions": 4}),
@@ -53,8 +59,17 @@ DIGITS: Sequence[Row] = (
     ("adapter alone, rank 4, nothing shared learns", "ness-private", adapter_alone(4)),
     ("GPM", "gpm", {}),
     ("GPM with a private scale", "gpm", {"private": "scale"}),
-    ("TRGP", "trgp", {}),
-    ("joint training", "joint", {}),
+)
+SHARP, SMOOTHED = {"label_smoothing": 0.0}, {"label_smoothing": 0.1}
+RECIPES: Sequence[Row] = (
+    ("the training of the digits", "ness-private", SHARP),
+    ("label smoothing .1", "ness-private", SMOOTHED),
+    ("label smoothing .2", "ness-private", {"label_smoothing": 0.2}),
+    ("averaged weights, β = .99", "ness-private", {**SHARP, "ema_decay": 0.99}),
+    ("SAM, ρ = .1", "ness-private", {**SHARP, "optimizer": "sam", "sam_rho": 0.1}),
+    ("weight decay 1e-3", "ness-private", {**SHARP, "weight_decay": 1e-3}),
+    ("full", "ness-private", {**SHARP, "private": "full"}),
+    ("full, label smoothing .1", "ness-private", {**SMOOTHED, "private": "full"}),
 )
 
 SMALL_CIFAR, TASKS = "split-cifar100-16", 4
@@ -83,7 +98,7 @@ SEARCH: Sequence[Row] = (
 )
 REPORT_SEEDS = (1, 2, 3)
 PROTOCOL = {"ema_decay": 0.99}
-PROTOCOL_METHODS = ("ness", "ness-private", "trgp", "gpm", "sgp", "finetune", "joint")
+PROTOCOL_METHODS = ("ness", "ness-private", "trgp", "joint")
 
 
 def runs_of(benchmark: str, row: Row, seeds: Sequence[int], runs: Path, tasks: int | None = None) -> list[Run]:
@@ -105,15 +120,31 @@ def private(runs: Sequence[Run]) -> str:
     return count_text(Estimate.of([run.private_numbers for run in runs]).mean)
 
 
+def report_recipes(runs: Path) -> None:
+    """What else changes on permuted digits; validation data."""
+    print(f"## How it is trained: permuted-digits, validation data, seeds {RECIPE_SEEDS}\n")
+    rows = []
+    for name, method, changes in RECIPES:
+        share = {**changes, "validation_share": SEARCH_SHARE}
+        done = runs_of("permuted-digits", (name, method, share), RECIPE_SEEDS, runs)
+        own = [on_validation(m, done) for m in (metrics.average_accuracy, metrics.backward_transfer)]
+        rows.append([name, *map(str, own), private(done)])
+    print_table(["", "ACC %", "BWT %", "private numbers a task"], rows)
+
+
 def report_digits(runs: Path) -> None:
-    """All forms and sizes on the three benchmarks."""
+    """Every method trained in both ways, and on permuted digits every size of what is private."""
     for benchmark in ("permuted-digits", "rotated-digits", "split-digits"):
         print(f"## {benchmark}: test data, seeds 0 to 4\n")
         rows = []
-        for row in DIGITS:
-            done = runs_of(benchmark, row, DIGITS_SEEDS, runs)
-            rows.append([row[0], str(accuracy(done)), str(transfer(done)), str(learned(done)), private(done)])
-        print_table(["", "ACC %", "BWT %", "learned %", "private numbers a task"], rows)
+        for name, method, changes in (*DIGITS, *(SIZES if benchmark == "permuted-digits" else ())):
+            cells = [name]
+            for labels in (SHARP, SMOOTHED):
+                done = runs_of(benchmark, (name, method, {**changes, **labels}), DIGITS_SEEDS, runs)
+                cells += [str(accuracy(done)), str(transfer(done))]
+            rows.append([*cells, str(learned(done)), private(done)])
+        header = ["ACC %", "BWT %", "smoothed labels: ACC %", "BWT %", "learned %", "private numbers a task"]
+        print_table(["", *header], rows)
 
 
 def on_validation(measure: Callable[[Any], float], done: Sequence[Run]) -> Estimate:
@@ -155,7 +186,7 @@ def report_protocol(runs: Path) -> None:
     )
 
 
-PARTS = {"digits": report_digits, "search": report_search, "protocol": report_protocol}
+PARTS = {"recipes": report_recipes, "digits": report_digits, "search": report_search, "protocol": report_protocol}
 
 
 def main() -> None:
