@@ -31,7 +31,7 @@ GRIDS: dict[str, tuple[str, Sequence[Any]]] = {
     "sgp": ("threshold", (0.95, 0.97, 0.985, 0.99, 0.995)),
     "trgp": ("threshold", (0.95, 0.97, 0.98, 0.99)),
     "dfgp": ("threshold", (0.95, 0.97, 0.98, 0.985, 0.99)),
-    "fs-dgpm": ("threshold", (0.9, 0.95, 0.97, 0.98)),
+    "fs-dgpm": ("threshold", (0.95, 0.97, 0.98)),
     "adam-nscl": ("filter", tuple(map(FrobeniusThreshold, (0.005, 0.008, 0.0126, 0.02, 0.03, 0.042, 0.06, 0.085)))),
     "owm": ("alpha", (0.03, 0.1, 0.3, 1.0)),
     "ewc": ("strength", (10.0, 30.0, 60.0, 100.0, 200.0)),
@@ -40,7 +40,7 @@ GRIDS: dict[str, tuple[str, Sequence[Any]]] = {
         tuple(SoftFilter(tau, "frobenius") for tau in (0.0028, 0.004, 0.0056, 0.008, 0.0113, 0.016)),
     ),
     "ness-private": ("filter", tuple(map(FrobeniusThreshold, (0.0045, 0.0063, 0.0089, 0.0126, 0.0178, 0.0251)))),
-    "hat": ("sparsity", (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)),
+    "hat": ("sparsity", (0.25, 0.5, 0.75, 1.5)),
 }
 SLACK = {"ness-private": 0.1}  # points; the larger its threshold, the fewer numbers a task has for itself
 
