@@ -1,9 +1,10 @@
 """The settings of every method on the digits: one number a method, chosen on validation data.
 
-Seeds 1 to 3 (of ness-private 11 to 13), 20 % of the training examples set aside. Taken is the value with the highest mean accuracy among those
-that forget at most one point (half a point on split-digits, where there is less to forget); where every value forgets
-more, the one with the highest accuracy. Of thresholds of ness-private that are equal within a tenth of a point, the one
-that costs the fewest private numbers. The presets in ``nesskit/experiments/benchmarks.py`` are to have these values.
+Seeds 1 to 3 (of ness-private 11 to 13), 20 % of the training examples set aside. Taken is the value with the highest
+mean accuracy among those that forget at most one point (half a point on split-digits, where there is less to forget);
+where every value forgets more, the one with the highest accuracy. Of thresholds of ness-private that are equal within a
+tenth of a point, the one that costs the fewest private numbers. The presets in ``nesskit/experiments/benchmarks.py``
+are to have these values.
 Prints Markdown; runs that lie in the folder of runs already are not done again.
 
     python studies/hyperparameters.py            # about 400 runs of 1 to 15 s
