@@ -75,26 +75,43 @@ RECIPES: Sequence[Row] = (
 SMALL_CIFAR, TASKS = "split-cifar100-16", 4
 SEARCH_SEEDS, SEARCH_SHARE = (11, 12), 0.2
 SAM = {"optimizer": "sam", "momentum": 0.0}
+LOOSE = {"filter": NuclearThreshold(0.003)}  # NESS's own
 SEARCH: Sequence[Row] = (
     ("NESS", "ness", {}),
     ("NESS, averaged weights", "ness", {"ema_decay": 0.99}),
-    ("private scale", "ness-private", {}),
+    ("private scale", "ness-private", LOOSE),
     ("… nuclear .002", "ness-private", {"filter": NuclearThreshold(0.002)}),
     ("… nuclear .0015", "ness-private", {"filter": NuclearThreshold(0.0015)}),
-    ("… the 64 strongest directions", "ness-private", {"directions": 64}),
-    ("… the 32 strongest directions", "ness-private", {"directions": 32}),
-    ("… full", "ness-private", {"private": "full"}),
-    ("… BatchNorm shared", "ness-private", {"norm": "shared"}),
-    ("… BatchNorm alone private", "ness-private", {"private": "none"}),
+    ("… the 64 strongest directions", "ness-private", {**LOOSE, "directions": 64}),
+    ("… the 32 strongest directions", "ness-private", {**LOOSE, "directions": 32}),
+    ("… full", "ness-private", {**LOOSE, "private": "full"}),
+    ("… BatchNorm shared", "ness-private", {**LOOSE, "norm": "shared"}),
+    ("… BatchNorm alone private", "ness-private", {**LOOSE, "private": "none"}),
     ("… soft filter", "ness-private", {"filter": SoftFilter(0.005, "frobenius")}),
-    ("… averaged weights, β = .99", "ness-private", {"ema_decay": 0.99}),
-    ("… averaged weights, β = .997", "ness-private", {"ema_decay": 0.997}),
-    ("… SAM, lr .05", "ness-private", {**SAM, "lr": 0.05, "lr_minimum": 0.003}),
-    ("… SAM, lr .1", "ness-private", {**SAM, "lr": 0.1, "lr_minimum": 0.006}),
-    ("… a cosine", "ness-private", {"lr_plan": "cosine"}),
-    ("… label smoothing .1", "ness-private", {"label_smoothing": 0.1}),
-    ("… weights of the highest accuracy", "ness-private", {"kept_weights": "highest-accuracy"}),
-    ("… the last weights", "ness-private", {"kept_weights": "last"}),
+    ("… averaged weights, β = .99", "ness-private", {**LOOSE, "ema_decay": 0.99}),
+    ("… averaged weights, β = .997", "ness-private", {**LOOSE, "ema_decay": 0.997}),
+    ("… SAM, lr .05", "ness-private", {**LOOSE, **SAM, "lr": 0.05, "lr_minimum": 0.003}),
+    ("… SAM, lr .1", "ness-private", {**LOOSE, **SAM, "lr": 0.1, "lr_minimum": 0.006}),
+    ("… a cosine", "ness-private", {**LOOSE, "lr_plan": "cosine"}),
+    ("… label smoothing .1", "ness-private", {**LOOSE, "label_smoothing": 0.1}),
+    ("… weights of the highest accuracy", "ness-private", {**LOOSE, "kept_weights": "highest-accuracy"}),
+    ("… the last weights", "ness-private", {**LOOSE, "kept_weights": "last"}),
+)
+STRICT = {"filter": NuclearThreshold(0.0015)}
+AVERAGED = {**STRICT, "ema_decay": 0.99}
+COMBINED: Sequence[Row] = (
+    ("nuclear .0015", "ness-private", STRICT),
+    ("… nuclear .001", "ness-private", {"filter": NuclearThreshold(0.001)}),
+    ("… full", "ness-private", {**STRICT, "private": "full"}),
+    ("… the 64 strongest directions", "ness-private", {**STRICT, "directions": 64}),
+    ("… averaged weights", "ness-private", AVERAGED),
+    ("… averaged weights, full", "ness-private", {**AVERAGED, "private": "full"}),
+    ("… averaged weights, SAM, lr .1", "ness-private", {**AVERAGED, **SAM, "lr": 0.1, "lr_minimum": 0.006}),
+    ("… averaged weights, label smoothing .1", "ness-private", {**AVERAGED, "label_smoothing": 0.1}),
+    ("… averaged weights, cosine", "ness-private", {**AVERAGED, "lr_plan": "cosine"}),
+    ("… averaged weights, nothing shared learns", "ness-private", {**AVERAGED, **NOTHING_SHARED}),
+    ("TRGP", "trgp", {}),
+    ("TRGP, averaged weights", "trgp", {"ema_decay": 0.99}),
 )
 REPORT_SEEDS = (1, 2, 3)
 PROTOCOL = {"ema_decay": 0.99}
@@ -153,10 +170,15 @@ def on_validation(measure: Callable[[Any], float], done: Sequence[Run]) -> Estim
 
 
 def report_search(runs: Path) -> None:
-    """Ingredients, one at a time, on validation data."""
-    print(f"## Ingredients: {SMALL_CIFAR}, {TASKS} tasks, validation data, seeds {SEARCH_SEEDS}\n")
+    """Ingredients, first one at a time, then together, on validation data."""
+    for title, ingredients in (("one at a time", SEARCH), ("together", COMBINED)):
+        _report_search(title, ingredients, runs)
+
+
+def _report_search(title: str, ingredients: Sequence[Row], runs: Path) -> None:
+    print(f"## Ingredients, {title}: {SMALL_CIFAR}, {TASKS} tasks, validation data, seeds {SEARCH_SEEDS}\n")
     measured, rows = {}, []
-    for row in SEARCH:
+    for row in ingredients:
         name, method, changes = row
         share = {**changes, "validation_share": SEARCH_SHARE}
         done = runs_of(SMALL_CIFAR, (name, method, share), SEARCH_SEEDS, runs, TASKS)
