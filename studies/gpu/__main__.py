@@ -133,7 +133,7 @@ def _time_steps(study: Study, device: torch.device, deadline: float) -> None:
 
 def _listed(row: Row, plan: Plan) -> str:
     why_not = plan.why_not(row)
-    return f"{row.label:14} {row.method}, preset {row.preset}" + (f" (not here: {why_not})" if why_not else "")
+    return f"{row.label:21} {row.method}, preset {row.preset}" + (f" (not here: {why_not})" if why_not else "")
 
 
 def _device(tiny: bool) -> torch.device:
