@@ -106,6 +106,7 @@ COMBINED: Sequence[Row] = (
     ("… the 64 strongest directions", "ness-private", {**STRICT, "directions": 64}),
     ("… averaged weights", "ness-private", AVERAGED),
     ("… averaged weights, full", "ness-private", {**AVERAGED, "private": "full"}),
+    ("… averaged weights, the smaller of the two", "ness-private", {**AVERAGED, "private": "smaller"}),
     ("… averaged weights, SAM, lr .1", "ness-private", {**AVERAGED, **SAM, "lr": 0.1, "lr_minimum": 0.006}),
     ("… averaged weights, label smoothing .1", "ness-private", {**AVERAGED, "label_smoothing": 0.1}),
     ("… averaged weights, cosine", "ness-private", {**AVERAGED, "lr_plan": "cosine"}),

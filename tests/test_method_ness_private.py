@@ -15,6 +15,7 @@ from nesskit.methods.private import PrivateWarning
 from nesskit.networks.private_parts import Part, PrivateParts
 from nesskit.runs.events import TaskFinished
 from nesskit.settings import METHOD_SETTINGS, NESSPrivateSettings, TrainingSettings, TRGPSettings
+from nesskit.streams.batches import TaskData
 
 SHORT = training(epochs=3)
 DIGITS = load_stream("permuted-digits", seed=0).first(3)
@@ -91,6 +92,16 @@ def test_the_private_numbers_are_counted(form):
     assert [network.private.numbers_of(task) for task in range(3)] == [0, expected, expected]
     assert run.memory["private parts"] == 2 * expected * 4
     assert run.memory["shared directions"] == 5 * (64 + 32) * 4
+
+
+def test_each_layer_may_have_the_smaller_of_the_two():
+    """32 and 24 outputs: all 40 directions of the first layer cost 40 × 32 in full, the 20 of the second 20² scaled."""
+    network = build_model(DIGITS, NetworkSettings(widths=(32, 24)), seed=0)
+    method = private(private="smaller")
+    method.begin_task(network, TaskData(DIGITS[0], 0, torch.device("cpu")))
+    method.learn_privately(network, {"layers.0": torch.eye(64)[:, :40], "layers.1": torch.eye(32)[:, :20]}, {})
+    shapes = {part: tuple(value.shape) for part, value in network.private.of(0).items()}
+    assert shapes == {Part("full", "layers.0"): (40, 32), Part("scale", "layers.1"): (20, 20)}
 
 
 # What reaches other tasks -------------------------------------------------------------------------------------------

@@ -28,8 +28,9 @@ class NESSPrivate(PrivateLearning, NESS):
     that S_t does reaches another task. What V does is as small for old tasks as NESS keeps it, in the term MᵀW of their
     scales too: later U are orthogonal to M as far as what old inputs occupy only grows.
 
-    Settings choose S_t (k, d_out) instead, without MᵀW (``private="full"``), or an adapter of low rank that asks for no
-    directions, for comparison; only the strongest directions; and whether BatchNorm's affine pair is the task's own.
+    Settings choose S_t (k, d_out) instead, without MᵀW (``private="full"``), in every layer the one with fewer numbers
+    (``"smaller"``), or an adapter of low rank that asks for no directions, for comparison; only the strongest
+    directions; and whether BatchNorm's affine pair is the task's own.
 
     The published relative is TRGP, whose scale matrices are one for each old task that a layer trusts.
     """

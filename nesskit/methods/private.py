@@ -88,7 +88,8 @@ class PrivateLearning(Method):
                 stacklevel=4,
             )
             return {}
-        if form == "scale":
+        # With k > d_out the full S has fewer numbers, and can do all that a scale can.
+        if form == "scale" or (form == "smaller" and k <= outputs):
             return {Part("scale", name): rows.new_zeros(k, k)}
         return {Part("full", name): rows.new_zeros(k, outputs)}
 

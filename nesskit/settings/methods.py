@@ -20,8 +20,9 @@ class MethodSettings:
 class PrivateSettings(MethodSettings):
     """What every task after the first has for itself, beside its head."""
 
-    private: Literal["scale", "full", "adapter", "none"] = "none"
-    """In occupied directions: scale, S (k, k) before MᵀW; full, S (k, d_out). Or an adapter of low rank; or nothing."""
+    private: Literal["scale", "full", "smaller", "adapter", "none"] = "none"
+    """In occupied directions: scale, S (k, k) before MᵀW; full, S (k, d_out); in every layer the smaller of the two. Or
+    an adapter of low rank; or nothing."""
     directions: int | None = None
     """How many of a layer's occupied directions a task may use, the strongest; None: all. The rank of an adapter."""
     norm: Literal["shared", "private"] = "shared"
@@ -87,7 +88,7 @@ class NESSBudgetSettings(NESSSettings):
 class NESSPrivateSettings(PrivateSettings, NESSSettings):
     """NESS with something for each task in the directions that old inputs occupy (our own; its relative is TRGP)."""
 
-    private: Literal["scale", "full", "adapter", "none"] = "scale"
+    private: Literal["scale", "full", "smaller", "adapter", "none"] = "scale"
     norm: Literal["shared", "private"] = "private"
 
     def __post_init__(self) -> None:
