@@ -19,11 +19,13 @@ from nesskit import (
     TaskStream,
     TrainingSettings,
     build_model,
+    collect_inputs,
     collect_moments,
     fit,
 )
-from nesskit.errors import DataError, SettingsError, TrainingError
+from nesskit.errors import DataError, NesskitError, SettingsError, TrainingError
 from nesskit.methods import METHODS, make_method
+from nesskit.methods.subspace import batch_means
 from nesskit.runs.events import EpochFinished
 from nesskit.settings import METHOD_SETTINGS
 from nesskit.streams.base import split_validation
@@ -250,8 +252,14 @@ def test_validation_is_split_from_dicts_too():
 def test_networks_by_name_and_mixing_methods_refuse_fields():
     with pytest.raises(SettingsError, match="has the fields input_ids, attention_mask: give fit"):
         build_model(stream())
-    with pytest.raises(SettingsError, match="mixtures of two inputs, and these cannot be mixed"):
+    with pytest.raises(SettingsError, match=r"mixtures of two inputs, .* cannot be mixed \(input_ids: torch.int64"):
         fit(network(), stream(), "dfgp", training())
+    tokens = stream(made=lambda part, x: x["input_ids"])
+    model = TaskModel(nn.Sequential(nn.Embedding(VOCABULARY, 2), nn.Flatten()), 2 * LENGTH, [CLASSES] * 3)
+    with pytest.raises(SettingsError, match=r"cannot be mixed \(torch.int64 of shape \(9,\)\)"):
+        fit(model, tokens, "dfgp", training())
+    with pytest.raises(NesskitError, match="units"):
+        fit(network(), stream(), "hat", training())
 
 
 def test_a_network_that_takes_other_names_is_refused_before_training():
@@ -311,11 +319,21 @@ def test_the_first_samples_count_without_their_padding():
     torch.manual_seed(0)
     model, (x, _) = Encoder().double(), sentences(1, 12)
     names = list(collect_moments(model, [Fields(x)]))
-    found = collect_moments(model, [Fields(x)], samples=dict.fromkeys(names, 5))
     truth = moments_of_single_sentences(model, Fields(x)[:5])
-    for name in names:
-        assert found[name].count == truth[name].count
-        assert torch.allclose(found[name].matrix, truth[name].matrix, rtol=1e-9, atol=1e-12)
+    for batch in (x, Fields(x)):
+        found = collect_moments(model, [batch], samples=dict.fromkeys(names, 5))
+        for name in names:
+            assert found[name].count == truth[name].count
+            assert torch.allclose(found[name].matrix, truth[name].matrix, rtol=1e-9, atol=1e-12)
+
+
+def test_means_of_a_batch_and_collected_inputs_are_those_without_padding():
+    torch.manual_seed(0)
+    model, (x, _) = Encoder().double(), sentences(1, 12)
+    real = model.embedding(x["input_ids"])[x["attention_mask"].bool()].detach()
+    (means,) = batch_means(model, [Fields(x)])
+    assert torch.allclose(means["project"], real.mean(0, keepdim=True))
+    assert torch.equal(collect_inputs(model, [Fields(x)], "project"), real)
 
 
 def test_a_mask_of_who_attends_to_whom_hides_nothing():

@@ -43,8 +43,8 @@ def collect_moments(
         layers: names of layers; None: every one that :func:`nesskit.adapt` can adapt.
         augment_bias: give linear layers and convolutions of images with a bias one more input that is always 1 (d + 1
             instead of d).
-        samples: layer name → how many samples of each batch, a tensor or Fields, count for it: the first ones. The
-            others pass the model with them, which matters to BatchNorm. A layer that is not named sees all.
+        samples: layer name → how many samples of each batch, a tensor or a dict of them, count for it: the first
+            ones. The others pass the model with them, which matters to BatchNorm. A layer that is not named sees all.
 
     Returns:
         For each layer's name its :class:`Moment`, on the device of the layer. A linear layer contributes every
@@ -80,7 +80,7 @@ def collect_moments(
 
     with evaluating(model), watching(model, chosen, kinds, seen) as watch:
         for batch in batches:
-            size = len(batch) if counted else 0
+            size = _rows(batch) if counted else 0
             watch.begin(batch)
             call(model, batch)
             watch.forget_copies()
@@ -91,6 +91,11 @@ def collect_moments(
         warnings.warn(f"{text}: it is left out", AdaptationWarning, stacklevel=2)
         del moments[name]
     return moments
+
+
+def _rows(batch: Any) -> int:
+    """How many samples a batch has, a tensor or a dict of them."""
+    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
 
 
 def merge_moments(

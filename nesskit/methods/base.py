@@ -90,7 +90,9 @@ class Method:
         """Called before anything is trained or written: raise a NesskitError if ``model`` is none for this method."""
 
     def check_inputs(self, x: Inputs) -> None:
-        """The same for two normalised inputs of each task, ``x`` (2, …): raise if they are none for this method."""
+        """Called before anything is trained or written: raise a NesskitError if this method cannot learn from inputs
+        such as ``x`` (n, …), the first two of a task as the network sees them.
+        """
 
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
         """Prepare ``model`` for the task of ``data``, whose index is 0 for the first."""
