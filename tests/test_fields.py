@@ -25,6 +25,7 @@ from nesskit import (
 )
 from nesskit.errors import DataError, NesskitError, SettingsError, TrainingError
 from nesskit.methods import METHODS, make_method
+from nesskit.methods.remembered import Remembered, size_of
 from nesskit.methods.subspace import batch_means
 from nesskit.runs.events import EpochFinished
 from nesskit.settings import METHOD_SETTINGS
@@ -32,6 +33,7 @@ from nesskit.streams.base import split_validation
 from nesskit.streams.batches import TaskData, pieces
 from nesskit.streams.checksums import task_checksum
 from nesskit.streams.fields import OnDisk, joined
+from nesskit.training.graphs import make_steps
 
 VOCABULARY, LENGTH, WIDTH, CLASSES = 24, 9, 12, 3
 CPU = torch.device("cpu")
@@ -85,19 +87,13 @@ class Encoder(nn.Module):
 
     def _attend(self, x, real):
         x = x.transpose(0, 1) if "time" in self.attention else x
-        if "told" in self.attention:
+        if self.attention.startswith("told"):
             y, _ = self.attend(x, x, x, key_padding_mask=~real)
         else:
-            y, _ = self.attend(
-                x,
-                x,
-                x,
-                attn_mask=~real[:, None, :].expand(-1, real.shape[1], -1).repeat(2, 1, 1)[self._order(len(real))],
-            )
+            length = real.shape[1]
+            allowed = real[:, None, :].expand(-1, length, -1).repeat_interleave(2, dim=0)  # one for each head
+            y, _ = self.attend(x, x, x, attn_mask=~allowed)
         return y.transpose(0, 1) if "time" in self.attention else y
-
-    def _order(self, count):
-        return torch.arange(2 * count).view(2, count).T.flatten()  # heads of a sentence lie together
 
 
 def network(tasks=3, seed=5):
@@ -345,9 +341,9 @@ def test_a_mask_of_who_attends_to_whom_hides_nothing():
         def forward(self, x, attention_mask):
             return self.layer(x)
 
-    x = torch.randn(5, 6, 4)
+    x = torch.randn(9, 4, 4)  # as many positions as the mask has entries
     moments = collect_moments(Causal(), [{"x": x, "attention_mask": torch.ones(6, 6).tril()}])
-    assert moments["layer"].count == 30
+    assert moments["layer"].count == 36
 
 
 # Methods --------------------------------------------------------------------------------------------------------------
@@ -460,7 +456,8 @@ def test_what_methods_remember_of_a_disk_survives_a_restart(name, tmp_path):
     assert_same(weights(model), weights(learn(name, stream(), settings=settings)[0]))
 
 
-def test_moments_and_checksums_of_files_are_those_of_tensors(tmp_path):
+def test_moments_and_checksums_of_files_are_those_of_tensors(tmp_path, monkeypatch):
+    monkeypatch.setattr("nesskit.streams.checksums.ROWS", 5)
     model, plain = network().backbone, task(0)
     files = on_disk(tmp_path / "files", 1)[0][0]
     found = collect_moments(model, [files.normalise(part) for part in files.train.x.split(8)])
@@ -470,7 +467,8 @@ def test_moments_and_checksums_of_files_are_those_of_tensors(tmp_path):
     assert task_checksum(files) == task_checksum(plain)
 
 
-def test_images_of_a_dataset_are_normalised_as_tensors_are(tmp_path):
+def test_images_of_a_dataset_are_normalised_as_tensors_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("nesskit.streams.checksums.ROWS", 4)
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (6, 3, 4, 4), generator=draw, dtype=torch.uint8)
     y, how = torch.zeros(6, dtype=torch.int64), Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
@@ -487,6 +485,34 @@ def test_of_a_loader_the_dataset_is_taken(tmp_path):
     files, datasets = on_disk(tmp_path / "files", 1, lambda dataset: DataLoader(dataset, batch_size=3, shuffle=True))
     assert files[0].train.x.dataset is datasets[0]
     assert torch.equal(files[0].train.x.read()["input_ids"], task(0).train.x["input_ids"])
+
+
+def test_what_is_remembered_of_a_disk_is_in_memory(tmp_path):
+    data = TaskData(on_disk(tmp_path / "files", 1)[0][0], 0, CPU)
+    remembered = Remembered.of(data, torch.tensor([2, 5]))
+    assert isinstance(data.train.x, OnDisk)
+    assert torch.equal(remembered.x["input_ids"], task(0).train.x["input_ids"][[2, 5]])
+    assert size_of([remembered]) == 2 * (2 * LENGTH + 1) * 8
+    assert data.train.x.nbytes == 32 * 2 * LENGTH * 8
+
+
+@pytest.mark.parametrize(("made", "replayed"), [(lambda part, x: x, False), (lambda part, x: x["vectors"], True)])
+def test_steps_are_replayed_only_where_batches_are_made_alike(made, replayed, monkeypatch):
+    asked = []
+
+    def steps(step, replayable, optimizer, device):
+        asked.append(replayable)
+        return make_steps(step, replayable, optimizer, device)
+
+    monkeypatch.setattr("nesskit.training.trainer.make_steps", steps)
+
+    class Mean(nn.Linear):
+        def forward(self, vectors, **others):
+            return super().forward(vectors)
+
+    tasks = stream(1, made=lambda part, x: made(part, {**x, "vectors": F.one_hot(x["input_ids"][:, 0], 24).float()}))
+    fit(TaskModel(Mean(VOCABULARY, WIDTH), WIDTH, [CLASSES]), tasks, "finetune", training())
+    assert asked == [replayed]
 
 
 def test_many_items_are_read_at_once_where_a_dataset_can():
