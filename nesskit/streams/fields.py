@@ -281,12 +281,11 @@ def joined(parts: Sequence[Inputs]) -> Inputs:
 def refuse_unusable(x: Inputs, where: str) -> None:
     """A DataError for inputs that are sparse, complex, NaN or infinite; ``where`` says which they are."""
     for name, tensor in x.items() if isinstance(x, Fields) else [("", x)]:
-        field = f"the field '{name}'" if name else "the inputs"
+        subject, verb = (f"the field '{name}'", "holds") if name else ("the inputs", "hold")
         if tensor.layout is not torch.strided or tensor.is_complex():
-            verb = f"{field} must be" if name else "inputs must be"
-            raise DataError(f"{where}: {verb} dense and real, got {tensor.dtype}, {tensor.layout}")
+            raise DataError(f"{where}: {subject} must be dense and real, got {tensor.dtype}, {tensor.layout}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise DataError(f"{where}: {field} hold NaN or infinite values".replace("' hold", "' holds"))
+            raise DataError(f"{where}: {subject} {verb} NaN or infinite values")
 
 
 def shape_of(x: Inputs) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
