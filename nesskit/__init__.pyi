@@ -71,6 +71,8 @@ from nesskit.streams.base import Examples as Examples
 from nesskit.streams.base import Normalisation as Normalisation
 from nesskit.streams.base import Task as Task
 from nesskit.streams.base import TaskStream as TaskStream
+from nesskit.streams.fields import Fields as Fields
+from nesskit.streams.fields import OnDisk as OnDisk
 from nesskit.training.fit import fit as fit
 from nesskit.training.limits import Limits as Limits
 from nesskit.training.optim import SAM as SAM

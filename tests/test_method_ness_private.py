@@ -8,7 +8,17 @@ import pytest
 import torch
 from small_tasks import learn, model, stream, training
 
-from nesskit import FixedRank, FrobeniusThreshold, NetworkSettings, SoftFilter, TaskModel, build_model, fit, load_stream
+from nesskit import (
+    FixedRank,
+    FrobeniusThreshold,
+    Limits,
+    NetworkSettings,
+    SoftFilter,
+    TaskModel,
+    build_model,
+    fit,
+    load_stream,
+)
 from nesskit.errors import AdaptationError, SettingsError
 from nesskit.methods import make_method
 from nesskit.methods.private import PrivateWarning
@@ -291,6 +301,20 @@ def test_the_best_weights_are_kept_with_what_belongs_to_them():
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["scale", "adapter"])
+def test_a_run_that_was_stopped_after_task_1_goes_on(form, tmp_path):
+    def own():
+        return private(private=form, directions=4)
+
+    whole, resumed = model(), model()
+    fit(whole, stream(), own(), SHORT)
+    fit(model(), stream(), own(), SHORT, folder=tmp_path, limits=Limits(tasks=1))
+    assert fit(resumed, stream(), own(), SHORT, folder=tmp_path).finished
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[key]), key
+    assert resumed.private.learned == [0, 1, 2]
 
 
 def test_a_task_that_was_never_learned_has_no_answer():

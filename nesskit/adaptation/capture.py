@@ -43,14 +43,16 @@ def collect_moments(
         layers: names of layers; None: every one that :func:`nesskit.adapt` can adapt.
         augment_bias: give linear layers and convolutions of images with a bias one more input that is always 1 (d + 1
             instead of d).
-        samples: layer name → how many samples of each batch, a tensor, count for it: the first ones. The others pass
-            the model with them, which matters to BatchNorm. A layer that is not named sees all.
+        samples: layer name → how many samples of each batch, a tensor or a dict of them, count for it: the first
+            ones. The others pass the model with them, which matters to BatchNorm. A layer that is not named sees all.
 
     Returns:
         For each layer's name its :class:`Moment`, on the device of the layer. A linear layer contributes every
         position of every sample, a convolution every output position, a transposed one every input position, an
-        embedding every token; ``count`` is samples × positions. The groups of a convolution are pooled. What torch's
-        own transformer is told to be padding is left out. A layer that was never used has count 0.
+        embedding every token; ``count`` is samples × positions. The groups of a convolution are pooled. Padding is left
+        out: what torch's own transformer is told of, and the zeros of a 2-D ``attention_mask`` (n, L) in a dict, where
+        a linear layer or an embedding has n · L inputs, one sentence after another. A layer that was never used has
+        count 0.
 
     Raises:
         AdaptationError: a name is no layer that can be adapted, or the model has none; or the weight of a named layer
@@ -78,7 +80,8 @@ def collect_moments(
 
     with evaluating(model), watching(model, chosen, kinds, seen) as watch:
         for batch in batches:
-            size = len(batch) if counted else 0
+            size = _rows(batch) if counted else 0
+            watch.begin(batch)
             call(model, batch)
             watch.forget_copies()
     for name, operation in watch.unknown.items():
@@ -88,6 +91,11 @@ def collect_moments(
         warnings.warn(f"{text}: it is left out", AdaptationWarning, stacklevel=2)
         del moments[name]
     return moments
+
+
+def _rows(batch: Any) -> int:
+    """How many samples a batch has, a tensor or a dict of them."""
+    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
 
 
 def merge_moments(

@@ -34,11 +34,19 @@ class Use:
         x: what was multiplied: (n, d) rows, images for a convolution, tokens for an embedding.
         geometry: of a convolution.
         tokens: of an embedding, how many there are.
+        real: which of the rows, or tokens, are no padding: only they count; None: all.
     """
 
     x: Tensor
     geometry: Geometry | None = None
     tokens: int = 0
+    real: Tensor | None = None
+
+    @property
+    def counted(self) -> Tensor:
+        """The rows (n, d), images or tokens (n,) that count."""
+        x = self.x.flatten() if self.tokens else self.x
+        return x if self.real is None else x[self.real]
 
     def rows(self, augment: bool = False) -> Iterator[tuple[Tensor, int]]:
         """The input vectors in pieces of bounded size.
@@ -54,28 +62,30 @@ class Use:
         if self.geometry is not None:
             yield from patches(self.geometry, self.x)
         elif self.tokens:
-            yield nn.functional.one_hot(self.x.flatten(), self.tokens), self.x.numel()
+            yield nn.functional.one_hot(tokens := self.counted, self.tokens), len(tokens)
         else:
-            yield self.x, len(self.x)
+            yield (rows := self.counted), len(rows)
 
     def add_to(self, moment: Moment, augment: bool = False) -> None:
         """Add the input vectors to ``moment``."""
         if self.geometry is not None and self.geometry.shares_rows:
             moment.add(*patch_moment(self.geometry, self.x, augment))
         elif self.tokens:
-            counts = torch.bincount(self.x.flatten(), minlength=self.tokens)
-            moment.add(counts.to(moment.matrix).diag(), self.x.numel())
+            tokens = self.counted
+            moment.add(torch.bincount(tokens, minlength=self.tokens).to(moment.matrix).diag(), len(tokens))
         else:
             for rows, count in self.rows(augment):
                 moment.update(rows, count)
 
     def first(self, count: int, of: int) -> Use:
         """What the first ``count`` of ``of`` samples contributed; the rows of a sample lie together."""
-        return dataclasses.replace(self, x=self.x[: len(self.x) * count // of])
+        real = None if self.real is None else self.real[: len(self.real) * count // of]
+        return dataclasses.replace(self, x=self.x[: len(self.x) * count // of], real=real)
 
     def mean(self) -> Use:
         """The mean over the samples, as one sample; the patches of a mean image are the means of the patches."""
-        return dataclasses.replace(self, x=self.x.mean(dim=0, keepdim=True))
+        x = self.x if self.geometry is not None else self.counted
+        return dataclasses.replace(self, x=x.mean(dim=0, keepdim=True), real=None)
 
 
 Seen = Callable[[str, Use], None]
@@ -97,7 +107,8 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.kinds, self.seen = kinds, seen
         self.unknown: dict[str, str] = {}
-        self.padding: list[Tensor] = []  # of the modules that run at present, which rows are no padding
+        self.mask: Tensor | None = None  # (n, L) of the batch that runs, which positions are no padding
+        self.padding: list[Tensor] = []  # the same for the rows of modules of attention that run at present
         self.known: dict[int, list[_Weight]] = {}
         self.copies: list[Tensor] = []  # kept while a batch runs, so that their memory is not another's in between
         for name, layer in layers.items():
@@ -106,6 +117,10 @@ class Watch(TorchDispatchMode):
 
     def _know(self, weight: _Weight) -> None:
         self.known.setdefault(weight.place, []).append(weight)
+
+    def begin(self, batch: Any) -> None:
+        """Before the model is called with ``batch``: note what of it is padding."""
+        self.mask = padding_mask(batch)
 
     def forget_copies(self) -> None:
         """Between two batches: casts of weights that were made for one are not those of the next."""
@@ -141,9 +156,25 @@ class Watch(TorchDispatchMode):
             self.unknown.setdefault(weight.name, str(func.overloadpacket).removeprefix("aten."))
 
     def _without_padding(self, use: Use) -> Use:
-        if self.padding and use.geometry is None and not use.tokens and len(use.x) == len(self.padding[-1]):
-            return dataclasses.replace(use, x=use.x[self.padding[-1]])
-        return use
+        """The use with note of its padding, where it has a row (or token) for each position of the batch."""
+        real = self.padding[-1] if self.padding else self.mask
+        positions = use.x.numel() if use.tokens else len(use.x)
+        if real is None or use.geometry is not None or positions != real.numel():
+            return use
+        return dataclasses.replace(use, real=real.flatten().to(use.x.device))
+
+
+def padding_mask(batch: Any) -> Tensor | None:
+    """Which positions (n, L) of a batch are no padding; None if nothing says so.
+
+    It is said by ``attention_mask`` in a dict, 0 for padding, if another of its tensors has the same positions: a mask
+    (L, L) says who attends to whom.
+    """
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return None
+    others = [value for name, value in batch.items() if name != "attention_mask" and isinstance(value, Tensor)]
+    return mask != 0 if any(other.shape[:2] == mask.shape for other in others) else None
 
 
 @dataclass(frozen=True)
@@ -250,7 +281,8 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 def watching(
     model: nn.Module, layers: Mapping[str, nn.Module], kinds: Mapping[str, Kind], seen: Seen
 ) -> Iterator[Watch]:
-    """Inside, every product with the weights of ``layers`` is seen; padding that torch's transformer is told of is not.
+    """Inside, every product with the weights of ``layers`` is seen; padding that torch's transformer is told of is not,
+    nor what :meth:`Watch.begin` was told of.
 
     Torch's fused attention would hide its products, so it is not taken.
     """
@@ -287,6 +319,17 @@ def _apart(model: nn.Module, layers: Mapping[str, nn.Module], kinds: Mapping[str
             weight.data = data
 
 
+def _turned(mask: Tensor, time_first: bool) -> Tensor:
+    """A mask (n, L), as (L, n) if the time comes first."""
+    return mask.T if time_first else mask
+
+
+def _fitting(mask: Tensor | None, x: Tensor, batch_first: bool) -> Tensor | None:
+    """The mask (n, L) of the batch, where ``x`` has its positions: (n, L, d), or (L, n, d) if the time comes first."""
+    fits = mask is not None and x.shape[:2] == _turned(mask, not batch_first).shape
+    return mask if fits else None
+
+
 def _padding_hooks(watch: Watch) -> tuple[Callable[..., None], Callable[..., None]]:
     """Hooks for a module of attention: which rows of its products are no padding, while it runs."""
 
@@ -297,13 +340,16 @@ def _padding_hooks(watch: Watch) -> tuple[Callable[..., None], Callable[..., Non
         )
         given = dict(zip(names, args, strict=False)) | kwargs
         mask = given.get(names[-1])
-        if mask is None or mask.ndim != 2 or (attention and given["query"] is not given["key"]):
-            watch.padding.append(torch.empty(0))
-            return
-        real = ~mask if mask.dtype == torch.bool else torch.isfinite(mask)
+        batch_first: bool = (module if attention else module.self_attn).batch_first  # type: ignore[union-attr, assignment]
+        if attention and given["query"] is not given["key"]:
+            real = None
+        elif mask is None:
+            real = _fitting(watch.mask, given[names[0]], batch_first)
+        else:
+            real = (~mask if mask.dtype == torch.bool else torch.isfinite(mask)) if mask.ndim == 2 else None
         # Attention multiplies (time, batch), an encoder layer what it was given.
-        first = not attention and module.self_attn.batch_first  # type: ignore[union-attr]
-        watch.padding.append((real if first else real.T).flatten())
+        time_first = attention or not batch_first
+        watch.padding.append(torch.empty(0, dtype=torch.bool) if real is None else _turned(real, time_first).flatten())
 
     def end(*_: Any) -> None:
         watch.padding.pop()

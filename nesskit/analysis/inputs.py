@@ -41,6 +41,7 @@ def collect_inputs(model: nn.Module, batches: Iterable[Any], layer: str, augment
 
     with evaluating(model), watching(model, chosen, {layer: kind}, seen) as watch:
         for batch in batches:
+            watch.begin(batch)
             call(model, batch)
             watch.forget_copies()
     if not rows:

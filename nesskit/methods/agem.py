@@ -18,6 +18,7 @@ from nesskit.networks.task_model import TaskModel
 from nesskit.settings import AGEMSettings
 from nesskit.streams.base import normalise
 from nesskit.streams.batches import TaskData
+from nesskit.streams.fields import joined
 
 
 class AGEM(Method):
@@ -69,7 +70,7 @@ class AGEM(Method):
             inputs.append(normalise(x[rows], normalisation))
             labels.append(y[rows])
             tasks.append(task)
-        features = model.features(torch.cat(inputs)).split([len(y) for y in labels])
+        features = model.features(joined(inputs)).split([len(y) for y in labels])
         losses = [
             self.cross_entropy(model.heads[task](part), y, reduction="sum")
             for task, part, y in zip(tasks, features, labels, strict=True)

@@ -18,6 +18,7 @@ from nesskit.networks.task_model import TaskModel
 from nesskit.settings import MethodSettings, TrainingSettings
 from nesskit.spectra.profile import LayerProfile
 from nesskit.streams.batches import Batch, TaskData
+from nesskit.streams.fields import Inputs
 
 
 class Method:
@@ -88,6 +89,11 @@ class Method:
     def check(self, model: TaskModel) -> None:
         """Called before anything is trained or written: raise a NesskitError if ``model`` is none for this method."""
 
+    def check_inputs(self, x: Inputs) -> None:
+        """Called before anything is trained or written: raise a NesskitError if this method cannot learn from inputs
+        such as ``x`` (n, …), the first two of a task as the network sees them.
+        """
+
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
         """Prepare ``model`` for the task of ``data``, whose index is 0 for the first."""
 
@@ -156,7 +162,7 @@ class Method:
         """
         merge(model)
 
-    def predict(self, model: TaskModel, x: Tensor, task: int) -> Tensor:
+    def predict(self, model: TaskModel, x: Inputs, task: int) -> Tensor:
         """Logits (n, classes) of normalised inputs ``x`` of ``task``.
 
         After the run ``model(x, task)`` must answer the same: who gets the model gets no method with it.

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nesskit.errors import SettingsError
 from nesskit.methods.gpm import GPM
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import DFGPSettings
 from nesskit.streams.batches import Batch
+from nesskit.streams.fields import Inputs, described
 
 TINY = 1e-12  # keeps a vanishing gradient from being divided by its norm 0
 
@@ -54,6 +56,14 @@ class DFGP(GPM):
     def __init__(self, settings: DFGPSettings | None = None) -> None:
         super().__init__(settings)
 
+    def check_inputs(self, x: Inputs) -> None:
+        """They can be mixed: they are numbers that were measured."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise SettingsError(
+                f"method 'dfgp' trains on mixtures of two inputs, and these cannot be mixed ({described(x)}), as token "
+                "ids are names and no amounts: choose another method, such as gpm"
+            )
+
     def closure(self, model: TaskModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:
         """What leaves the flatness-aware gradient behind, and returns the loss at W."""
         mixing = self._draw(batch)
@@ -72,9 +82,10 @@ class DFGP(GPM):
 
     def mixed_loss(self, model: TaskModel, batch: Batch, mixing: Mixing) -> Tensor:
         """L(W, s): the mean cross-entropy of the batch, and ``mixup_weight`` times that of the mixed batch."""
-        shares, partners = mixing
-        spread = shares.view(-1, *[1] * (batch.x.ndim - 1))
-        logits = model(batch.x + spread * (batch.x[partners] - batch.x), batch.task)
+        (shares, partners), x = mixing, batch.x
+        assert isinstance(x, Tensor), "check_inputs refuses others"
+        spread = shares.view(-1, *[1] * (x.ndim - 1))
+        logits = model(x + spread * (x[partners] - x), batch.task)
         own, other = (self.cross_entropy(logits, y, reduction="none") for y in (batch.y, batch.y[partners]))
         mixed = ((1 - shares) * own + shares * other).mean()
         return self.loss(model, batch) + self.settings.mixup_weight * mixed

@@ -24,6 +24,7 @@ from nesskit.settings import EWCSettings
 from nesskit.spectra.precision import at_least_float32
 from nesskit.streams.base import normalise
 from nesskit.streams.batches import Batch, TaskData, pieces
+from nesskit.streams.fields import Inputs
 
 
 class EWC(Method):
@@ -76,7 +77,8 @@ class EWC(Method):
         if settings.samples is not None:
             rows = sample(torch.arange(len(y), device=y.device), settings.samples)
             x, y = x[rows], y[rows]
-        inputs, labels = (pieces(part, settings.fisher_batch, data.company) for part in (x, y))
+        inputs = pieces(x, settings.fisher_batch, data.company)
+        labels = pieces(y, settings.fisher_batch, data.company)
         batches = (normalise(part, data.normalisation) for part in inputs)
         new = fisher_diagonal(model, data.index, batches, labels if settings.fisher == "empirical" else None)
         parameters = dict(model.backbone.named_parameters())
@@ -114,7 +116,7 @@ class EWC(Method):
 
 
 def fisher_diagonal(
-    model: TaskModel, task: int, batches: Iterable[Tensor], labels: Iterable[Tensor] | None = None
+    model: TaskModel, task: int, batches: Iterable[Inputs], labels: Iterable[Tensor] | None = None
 ) -> dict[str, Tensor]:
     """The diagonal of the Fisher information of the backbone's parameters, F_i = E[(∂ log p(y | x) / ∂θ_i)²].
 

@@ -33,6 +33,7 @@ from nesskit.spectra.moment import Moment
 from nesskit.spectra.precision import at_least_float32
 from nesskit.spectra.projections import project_out
 from nesskit.streams.batches import Batch, TaskData, pieces
+from nesskit.streams.fields import joined
 
 SHARPNESS = 10.0  # of the sigmoid that keeps importances within (0, 1)
 IGNORED = -100  # a label that the cross-entropy does not count
@@ -168,7 +169,7 @@ class FSDGPM(GPM):
 
         Every head is applied to all examples and counts its own: the same operations whatever was drawn.
         """
-        features = model.features(torch.cat([batch.x, replay.x]))
+        features = model.features(joined([batch.x, replay.x]))
         labels = torch.cat([batch.y, replay.y])
         owners = torch.cat([torch.full_like(batch.y, batch.task), replay.task])
         losses = [
@@ -242,8 +243,8 @@ def along(gradient: Tensor, basis: Tensor, importance: Tensor) -> Tensor:
 def halves(batch: Batch) -> list[Batch]:
     """The batch in two, the first no smaller; in one if a half would be a single example of several."""
     size = max(math.ceil(len(batch.y) / 2), 2)
-    parts = (pieces(whole, size, company=True) for whole in (batch.x, batch.y))
-    return [Batch(x, y, batch.task) for x, y in zip(*parts, strict=True)]
+    inputs, labels = pieces(batch.x, size, company=True), pieces(batch.y, size, company=True)
+    return [Batch(x, y, batch.task) for x, y in zip(inputs, labels, strict=True)]
 
 
 def next_importance(importance: Tensor, gradient: Tensor | None, rate: float) -> Tensor:

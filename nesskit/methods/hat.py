@@ -20,6 +20,7 @@ from nesskit.networks.units import Units, gated, units_of
 from nesskit.settings import HATSettings
 from nesskit.spectra.precision import at_least_float32
 from nesskit.streams.batches import Batch, TaskData
+from nesskit.streams.fields import Inputs
 
 OPEN = 17.0  # from this s e on a gate is 1
 LARGEST_EMBEDDING = 6.0  # e is kept within ± this, so that σ(e) can still be moved
@@ -137,7 +138,7 @@ class HAT(HoldingMethod):
         embeddings_of(model).seen += len(batch.y)
         return loss
 
-    def predict(self, model: TaskModel, x: Tensor, task: int) -> Tensor:
+    def predict(self, model: TaskModel, x: Inputs, task: int) -> Tensor:
         """Logits (n, classes) with the task's gates, which the model has once the task is learned."""
         if task != self.task:
             return super().predict(model, x, task)

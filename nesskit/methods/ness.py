@@ -30,6 +30,7 @@ from nesskit.spectra.profile import LayerProfile, layer_profile
 from nesskit.spectra.spectrum import Spectrum
 from nesskit.streams.base import Normalisation, normalise
 from nesskit.streams.batches import TaskData, pieces
+from nesskit.streams.fields import Inputs, Stored, as_stored, joined, packed_inputs
 
 
 class NullSpaceWarning(UserWarning):
@@ -97,7 +98,7 @@ class NESS(Method):
     def __init__(self, settings: NESSSettings | None = None) -> None:
         super().__init__(settings)
         self.moments: dict[str, Moment] = {}  # of all earlier tasks; stays empty with memory="data"
-        self.old_inputs: list[tuple[Tensor, Normalisation | None]] = []  # one entry a task; memory="data" only
+        self.old_inputs: list[tuple[Stored, Normalisation | None]] = []  # one entry a task; memory="data" only
         self.spaces: dict[str, NullSpace] = {}  # by layer, during a task after the first
         self.constrained = False  # during a task after the first: all but the updates and the head stands still
         self.projected: list[str] = []  # of these the layers that train ΔW in the projected form
@@ -187,7 +188,7 @@ class NESS(Method):
         """The memory, and inside a task its null spaces: bases are restored, never computed again."""
         return {
             "moments": {name: moment.state_dict() for name, moment in self.moments.items()},
-            "old_inputs": [(x, n and [list(n.mean), list(n.std)]) for x, n in self.old_inputs],
+            "old_inputs": [(packed_inputs(x), n and [list(n.mean), list(n.std)]) for x, n in self.old_inputs],
             "spaces": {
                 name: (space.spectrum.singular_values, space.spectrum.directions, space.weights, space.count)
                 for name, space in self.spaces.items()
@@ -201,7 +202,7 @@ class NESS(Method):
         device = next(model.parameters()).device
         self.moments = {name: Moment.from_state_dict(m, device) for name, m in state["moments"].items()}
         self.old_inputs = [
-            (x.to(device), n and Normalisation(tuple(n[0]), tuple(n[1]))) for x, n in state["old_inputs"]
+            (as_stored(x).to(device), n and Normalisation(tuple(n[0]), tuple(n[1]))) for x, n in state["old_inputs"]
         ]
         self.spaces = {
             name: NullSpace(Spectrum(values, directions), weights, count)
@@ -226,7 +227,7 @@ class NESS(Method):
         return self.moments
 
     def _collect(
-        self, model: TaskModel, inputs: Sequence[tuple[Tensor, Normalisation | None]], first: int
+        self, model: TaskModel, inputs: Sequence[tuple[Stored, Normalisation | None]], first: int
     ) -> dict[str, Moment]:
         """The moments of what layers see of ``inputs``, one entry a task; the first entry is of task ``first``."""
         size, across = self.settings.moment_batch_size, self.settings.moment_batches == "across-tasks"
@@ -310,7 +311,7 @@ def projection_pays(space: NullSpace) -> bool:
     return space.is_hard and 2 * space.rank > len(space.weights)
 
 
-def end_to_end(inputs: Sequence[tuple[Tensor, Normalisation | None]], size: int) -> Iterator[Tensor]:
+def end_to_end(inputs: Sequence[tuple[Stored, Normalisation | None]], size: int) -> Iterator[Inputs]:
     """Normalised batches of ``size`` that run over all ``inputs`` as if they lay end to end; none is of one sample."""
     for rows in pieces(torch.arange(sum(len(x) for x, _ in inputs)), size, True):
         first, last, start, parts = int(rows[0]), int(rows[-1]), 0, []
@@ -319,7 +320,7 @@ def end_to_end(inputs: Sequence[tuple[Tensor, Normalisation | None]], size: int)
             start += len(x)
             if len(own):
                 parts.append(normalise(own, normalisation))
-        yield parts[0] if len(parts) == 1 else torch.cat(parts)
+        yield parts[0] if len(parts) == 1 else joined(parts)
 
 
 @torch.no_grad()

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from nesskit.methods.ness import NESS
 from nesskit.methods.private import PrivateLearning, affine_pairs
 from nesskit.networks.task_model import TaskModel
@@ -17,6 +15,7 @@ from nesskit.settings import NESSPrivateSettings
 from nesskit.spectra.moment import Moment
 from nesskit.streams.base import Normalisation
 from nesskit.streams.batches import TaskData
+from nesskit.streams.fields import Stored
 
 
 class NESSPrivate(PrivateLearning, NESS):
@@ -52,7 +51,7 @@ class NESSPrivate(PrivateLearning, NESS):
         return [*super().parameter_groups(model, tasks, weight_decay), *self.private_groups(model, weight_decay)]
 
     def _collect(
-        self, model: TaskModel, inputs: Sequence[tuple[Tensor, Normalisation | None]], first: int
+        self, model: TaskModel, inputs: Sequence[tuple[Stored, Normalisation | None]], first: int
     ) -> dict[str, Moment]:
         """The moments of what layers see of each task with the task's own parts at work."""
         total: dict[str, Moment] = {}

@@ -44,6 +44,7 @@ class PrivateLearning(Method):
         self.learning: int | None = None  # the task that learns at present
         self.own_shapes: dict[Part, tuple[int, ...]] = {}  # of what it learns for itself
         self.own_sizes: dict[str, int] = {}  # bytes of what all tasks have
+        self.learned: list[int] = []  # the tasks that are learned, with or without anything of their own
 
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
         """The task begins without anything of its own."""
@@ -115,18 +116,22 @@ class PrivateLearning(Method):
         return model.private.in_place(model.backbone, task)
 
     def _settle(self, model: TaskModel) -> None:
+        learned = model.private.learned  # the state of a model says nothing of them as long as none has parts
+        learned += [task for task in self.learned if task not in learned]
         model.private.end()
+        self.learned = list(learned)
         self.learning, self.own_shapes, self.own_sizes = None, {}, model.private.sizes()
 
     def state_dict(self) -> dict[str, Any]:
         """Which task learns, and what it learns for itself; the values are the model's."""
         shapes = {f"{part.form} {part.name}": list(shape) for part, shape in self.own_shapes.items()}
         own = {"learning": self.learning, "own_shapes": shapes, "own_sizes": dict(self.own_sizes)}
-        return {**super().state_dict(), **own}
+        return {**super().state_dict(), **own, "learned": list(self.learned)}
 
     def load_state_dict(self, model: TaskModel, state: Mapping[str, Any]) -> None:
         """Restore it; inside a task give ``model`` the parts, whose values follow after."""
         self.learning, self.own_sizes = state["learning"], dict(state["own_sizes"])
+        self.learned = list(state.get("learned", ()))  # checkpoints of older versions know of none
         self.own_shapes = {Part.parse(key): tuple(shape) for key, shape in state["own_shapes"].items()}
         if self.learning is not None:
             like = next(parameter for parameter in model.backbone.parameters() if parameter.is_floating_point())

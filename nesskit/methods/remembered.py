@@ -10,12 +10,13 @@ from torch import Tensor
 
 from nesskit.streams.base import Normalisation, normalise
 from nesskit.streams.batches import TaskData
+from nesskit.streams.fields import Inputs, as_stored, in_memory, joined, packed_inputs
 
 
 class Remembered(NamedTuple):
     """Examples of one task: raw inputs ``x`` (n, …), labels ``y`` (n,), and how the inputs are normalised."""
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     normalisation: Normalisation | None
 
@@ -34,14 +35,14 @@ class Remembered(NamedTuple):
 class Replay(NamedTuple):
     """Examples of several tasks: normalised inputs ``x`` (n, …), labels ``y`` (n,) and the ``task`` (n,) of each."""
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     task: Tensor
 
     @classmethod
     def of(cls, memory: Sequence[Remembered]) -> Self:
         """All that is remembered of the tasks 0, 1, …, in this order."""
-        x = torch.cat([normalise(old.x, old.normalisation) for old in memory])
+        x = joined([normalise(old.x, old.normalisation) for old in memory])
         y = torch.cat([old.y for old in memory])
         counts = torch.tensor([len(old.y) for old in memory], device=y.device)
         return cls(x, y, torch.repeat_interleave(torch.arange(len(memory), device=y.device), counts))
@@ -49,7 +50,7 @@ class Replay(NamedTuple):
     def draw(self, count: int) -> Self:
         """``count`` examples without replacement, by the generator of the device; all if there are no more."""
         rows = torch.rand(len(self.y), device=self.y.device).argsort()[:count]
-        return type(self)(*(part[rows] for part in self))
+        return type(self)(self.x[rows], self.y[rows], self.task[rows])
 
 
 def reservoir(memory: Sequence[Remembered], seen: int, data: TaskData, capacity: int) -> list[Remembered]:
@@ -78,12 +79,15 @@ def reservoir(memory: Sequence[Remembered], seen: int, data: TaskData, capacity:
 
 def packed(memory: Iterable[Remembered]) -> list[Any]:
     """The memory as tensors and plain values, for a checkpoint."""
-    return [(x, y, n and [list(n.mean), list(n.std)]) for x, y, n in memory]
+    return [(packed_inputs(x), y, n and [list(n.mean), list(n.std)]) for x, y, n in memory]
 
 
 def unpacked(state: Iterable[Any], device: torch.device) -> list[Remembered]:
     """What :func:`packed` was made of, on ``device``."""
-    return [Remembered(x.to(device), y.to(device), n and Normalisation(tuple(n[0]), tuple(n[1]))) for x, y, n in state]
+    return [
+        Remembered(in_memory(as_stored(x)).to(device), y.to(device), n and Normalisation(tuple(n[0]), tuple(n[1])))
+        for x, y, n in state
+    ]
 
 
 def size_of(memory: Iterable[Remembered]) -> int:

@@ -8,7 +8,7 @@ enforced, and what is remembered. A method's file names its four; the parts stan
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ from nesskit.networks.task_model import TaskModel
 from nesskit.spectra.moment import Moment
 from nesskit.spectra.precision import at_least_float32
 from nesskit.streams.base import normalise
-from nesskit.streams.batches import TaskData, pieces
+from nesskit.streams.batches import Rows, TaskData, pieces
+from nesskit.streams.fields import Inputs, Stored
 
 BATCH = 256  # samples per forward pass when layers are looked at
 
@@ -126,7 +127,7 @@ def _has_spectral_norm(module: nn.Module) -> bool:
 
 
 def moments_of(
-    model: TaskModel, data: TaskData, x: Tensor | None = None, samples: Mapping[str, int] | None = None
+    model: TaskModel, data: TaskData, x: Stored | None = None, samples: Mapping[str, int] | None = None
 ) -> dict[str, Moment]:
     """Layer name → moment of what every protected layer sees of the task's training inputs.
 
@@ -146,7 +147,7 @@ def moments_of(
 
 
 def moments_of_batches(
-    model: TaskModel, batches: Iterable[Tensor], samples: Mapping[str, int] | None = None
+    model: TaskModel, batches: Iterable[Inputs], samples: Mapping[str, int] | None = None
 ) -> dict[str, Moment]:
     """Layer name → moment of what every protected layer sees of batches (n, …) of normalised inputs.
 
@@ -190,7 +191,7 @@ def shuffled_rows(data: TaskData, size: int) -> Sequence[Tensor]:
 
 
 @torch.no_grad()
-def batch_means(backbone: nn.Module, batches: Iterable[Tensor]) -> Iterable[dict[str, Tensor]]:
+def batch_means(backbone: nn.Module, batches: Iterable[Inputs]) -> Iterable[dict[str, Tensor]]:
     """For each batch: layer name → (positions, d), the mean over the batch of the layer's input at each position."""
     means: dict[str, list[Tensor]] = {}
 
@@ -201,12 +202,13 @@ def batch_means(backbone: nn.Module, batches: Iterable[Tensor]) -> Iterable[dict
     kinds = {name: known_kind(layer) for name, layer in layers.items()}
     for batch in batches:
         means.clear()
-        with evaluating(backbone), watching(backbone, layers, kinds, seen):
+        with evaluating(backbone), watching(backbone, layers, kinds, seen) as watch:
+            watch.begin(batch)
             call(backbone, batch)
         yield {name: torch.cat(rows) for name, rows in means.items()}
 
 
-def sample(x: Tensor, count: int) -> Tensor:
+def sample(x: Rows, count: int) -> Rows:
     """``count`` rows of ``x`` drawn without replacement by torch's generator; all of them if there are no more."""
     rows = torch.randperm(len(x))[:count]
-    return x[rows.to(x.device)]
+    return cast("Rows", x[rows.to(x.device)])

@@ -22,6 +22,7 @@ from nesskit.settings import TRGPSettings
 from nesskit.spectra.moment import Moment
 from nesskit.spectra.projections import energy_along, orthogonal_to, outside, project_onto
 from nesskit.streams.batches import Batch, TaskData
+from nesskit.streams.fields import Inputs
 
 Scales = Mapping[tuple[str, int], Tensor]  # (layer, old task) → Q (k, k)
 
@@ -83,7 +84,7 @@ class TRGP(GPM):
         """The mean cross-entropy of what the model computes with the scaled weights."""
         return self.cross_entropy(self._forward(model, batch.x, batch.task), batch.y)
 
-    def predict(self, model: TaskModel, x: Tensor, task: int) -> Tensor:
+    def predict(self, model: TaskModel, x: Inputs, task: int) -> Tensor:
         """Logits (n, classes) with the task's own scale matrices, which the model has once the task is learned."""
         return model(x, task) if task in self.scales else self._forward(model, x, task)
 
@@ -201,7 +202,7 @@ class TRGP(GPM):
         """The scale matrices of the task that is being learned."""
         return dict(zip(self.trusted, model.scales, strict=True)) if self.trusted else {}  # type: ignore[arg-type]
 
-    def _forward(self, model: TaskModel, x: Tensor, task: int) -> Tensor:
+    def _forward(self, model: TaskModel, x: Inputs, task: int) -> Tensor:
         """Logits of ``x``, computed with the scale matrices of the task that is being learned."""
         logits: Tensor = model.heads[task](model.features(x, self.scaled_weights(model, self._present(model))))
         return logits

@@ -29,9 +29,14 @@ def build_model(stream: TaskStream, settings: NetworkSettings | None = None, see
     Leaves torch's global random state as it was.
 
     Raises:
-        SettingsError: the network is none for inputs of that shape.
+        SettingsError: the network is none for inputs of that shape, or they are several tensors by name.
     """
     settings, shape = settings or NetworkSettings(), stream[0].input_shape
+    if isinstance(shape, dict):
+        raise SettingsError(
+            f"the network {settings.name} takes one tensor, but {stream.name} has the fields {', '.join(shape)}: give "
+            "fit() a TaskModel(backbone, features, class_counts) whose backbone takes them by name"
+        )
     if settings.name != "mlp" and len(shape) != 3:
         raise SettingsError(
             f"the network {settings.name} takes images (channels, height, width), but {stream.name} has inputs of "

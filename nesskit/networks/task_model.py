@@ -20,7 +20,8 @@ class TaskModel(nn.Module):
     ones (``scaled``, see TRGP), or with so much of each unit (``gates``, see HAT). All of them are empty otherwise.
 
     Args:
-        backbone: any module that maps inputs (n, …) to features (n, features).
+        backbone: any module that maps inputs (n, …) to features (n, features). Inputs may be a mapping of tensors; the
+            backbone then gets them by name, ``backbone(**x)``.
         features: width of the features.
         class_counts: number of classes of each task, in the order of the stream.
     """
@@ -36,19 +37,22 @@ class TaskModel(nn.Module):
         if like is not None:
             self.heads.to(like.dtype)
 
-    def forward(self, x: Tensor, task: int) -> Tensor:
-        """Logits (n, classes of the task) for inputs ``x`` (n, …), which become of the type of the model's weights."""
+    def forward(self, x: Tensor | Mapping[str, Tensor], task: int) -> Tensor:
+        """Logits (n, classes of the task) for inputs ``x`` (n, …).
+
+        Floating-point inputs become of the type of the model's weights, integers stay what they are.
+        """
         head, scaled = self.heads[task], self.scaled.weights(self.backbone, task)
         if scaled:
             return head(self.features(x, scaled))
         with self.gates.at_work(self.backbone, task):
             return head(_call_with(self.backbone, self.private.weights(self.backbone, task), _in_type_of(head, x)))
 
-    def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    def features(self, x: Tensor | Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Features (n, features) of inputs ``x`` (n, …).
 
         Args:
-            x: inputs.
+            x: inputs, a tensor or several by name.
             weights: layer name → weight to compute with instead of the layer's own.
         """
         names = {f"{layer}.weight".removeprefix("."): weight for layer, weight in (weights or {}).items()}
@@ -62,14 +66,19 @@ class TaskModel(nn.Module):
         self.private.rest()
 
 
-def _call_with(backbone: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _call_with(backbone: nn.Module, parameters: Mapping[str, Tensor], x: Tensor | Mapping[str, Tensor]) -> Tensor:
     """``backbone(x)``, computed with other tensors (by name) in place of some of its parameters."""
-    features: Tensor = functional_call(backbone, dict(parameters), (x,)) if parameters else backbone(x)
+    args, named = ((), dict(x)) if isinstance(x, Mapping) else ((x,), {})
+    features: Tensor = (
+        functional_call(backbone, dict(parameters), args, named) if parameters else backbone(*args, **named)
+    )
     return features
 
 
-def _in_type_of(head: nn.Module, x: Tensor) -> Tensor:
+def _in_type_of(head: nn.Module, x: Tensor | Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
     """Floating-point inputs in the type of a head's weight, others as they are."""
     weight = head.weight
     assert isinstance(weight, Tensor)
+    if isinstance(x, Mapping):
+        return {name: t.to(weight.dtype) if t.is_floating_point() else t for name, t in x.items()}
     return x.to(weight.dtype) if x.is_floating_point() else x

@@ -1,22 +1,23 @@
-"""Tasks and streams of tasks: tensors in memory, checked once, normalised where they are used."""
+"""Tasks and streams of tasks: checked once, normalised where they are used; what inputs may be, fields.py says."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from nesskit.errors import DataError
+from nesskit.streams.fields import Fields, Inputs, OnDisk, Stored, as_stored, in_memory, refuse_unusable, shape_of
 
 
 class Examples(NamedTuple):
     """Inputs ``x`` (n, …) and labels ``y`` (n,), the labels counted from 0 within the task."""
 
-    x: Tensor
+    x: Any  # one of Stored (fields.py); who makes or takes a stream of images knows that it has tensors
     y: Tensor
 
 
@@ -38,21 +39,30 @@ class Normalisation:
 Channels = tuple[Tensor, Tensor]  # mean and std, one a channel, to be broadcast over a batch
 
 
-def channels_of(normalisation: Normalisation | None, x: Tensor) -> Channels | None:
+def channels_of(normalisation: Normalisation | None, x: Stored) -> Channels | None:
     """Mean and std as tensors that fit inputs like ``x``, where these are; None if nothing is normalised."""
     if normalisation is None:
         return None
-    shape = (-1, *[1] * (x.ndim - 2))
+    like = in_memory(x[:1])
+    assert isinstance(like, Tensor), "a task refuses a normalisation of fields"
+    shape = (-1, *[1] * (like.ndim - 2))
     mean = torch.tensor(normalisation.mean, device=x.device).view(shape)
     std = torch.tensor(normalisation.std, device=x.device).view(shape)
     return mean, std
 
 
-def normalise(x: Tensor, normalisation: Normalisation | Channels | None) -> Tensor:
+@overload
+def normalise(x: Tensor, normalisation: Normalisation | Channels | None) -> Tensor: ...
+@overload
+def normalise(x: Stored, normalisation: Normalisation | Channels | None) -> Inputs: ...
+def normalise(x: Stored, normalisation: Normalisation | Channels | None) -> Inputs:
     """See :meth:`Task.normalise`.
 
     With :func:`channels_of` once instead of a normalisation every time, a GPU is not waited for.
     """
+    x = in_memory(x)
+    if isinstance(x, Fields):
+        return x.prepared()
     if not (x.is_floating_point() or x.dtype in (torch.uint8, torch.bool)):
         return x  # numbers of tokens
     scaled = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
@@ -69,12 +79,17 @@ class Task:
         classes: names of its classes; label k means ``classes[k]``.
         train, valid, test: examples, as tensors or numpy arrays; ``valid`` may be empty. x is uint8 (0 … 255) or
             floating, or int64 (n, length) for tokens, y is int64 (n,). The test examples are in random order, so that
-            a batch of them is a fair sample (BatchNorm may depend on it).
+            a batch of them is a fair sample (BatchNorm may depend on it). x may also be a dict of tensors, the keyword
+            arguments of a network, which become :class:`Fields`; integers among them stay what they are. Or a map-style
+            ``torch.utils.data.Dataset`` of single inputs, which are read batch by batch (:class:`OnDisk`); of a
+            ``DataLoader`` its dataset is taken.
         normalisation: what :meth:`normalise` does; None: nothing beyond uint8 → [0, 1].
 
     Raises:
         DataError: no training or test example, a label out of range, labels that are one-hot, NaN or infinite inputs,
-            images of other integers than uint8 or with their channels last, sizes that differ.
+            images of other integers than uint8 or with their channels last, sizes that differ, fields of other names or
+            lengths, a dataset whose rows cannot be chosen. Of a dataset the first row is looked at here, every other
+            one when it is read.
     """
 
     name: str
@@ -94,14 +109,16 @@ class Task:
         where = f"task '{self.name}', {part} examples"
         try:
             x, y = examples
-            return Examples(*(value if isinstance(value, Tensor) else torch.as_tensor(value) for value in (x, y)))
+            return Examples(as_stored(x), y if isinstance(y, Tensor) else torch.as_tensor(y))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{where} must be a pair of inputs and labels, as tensors or arrays: {error}") from error
 
     def _check(self, part: str, examples: Examples) -> None:
         where = f"task '{self.name}', {part} examples"
         x, y = examples
-        if not x.ndim or y.ndim != 1:
+        if (isinstance(x, Tensor) and not x.ndim) or y.ndim != 1:
             shape = tuple(y.shape)
             hint = "they look one-hot: give the number of each class, y.argmax(1)" if y.ndim == 2 else "one a sample"
             raise DataError(f"{where}: labels must be of shape (n,), got {shape}; {hint}")
@@ -116,17 +133,30 @@ class Task:
                 f"{where}: labels run from {int(y.min())} to {int(y.max())}, "
                 f"but {len(self.classes)} classes allow 0 … {len(self.classes) - 1}"
             )
-        self._check_inputs(where, x)
-        if x.shape[1:] != self.train.x.shape[1:]:
-            raise DataError(
-                f"{where}: shape {tuple(x.shape[1:])} differs from {tuple(self.train.x.shape[1:])} in training"
-            )
+        if isinstance(x, OnDisk) and not len(x):
+            return  # of no row there is no shape
+        seen, trained = self._looked_at(where, x), self._looked_at(where, self.train.x)
+        self._check_inputs(where, seen)
+        found, expected = shape_of(seen), shape_of(trained)
+        if found != expected:
+            raise DataError(f"{where}: shape {found} differs from {expected} in training")
 
-    def _check_inputs(self, where: str, x: Tensor) -> None:
-        if x.layout is not torch.strided or x.is_complex():
-            raise DataError(f"{where}: inputs must be dense and real, got {x.dtype}, {x.layout}")
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            raise DataError(f"{where}: the inputs hold NaN or infinite values")
+    def _looked_at(self, where: str, x: Stored) -> Inputs:
+        """All inputs in memory, or the first of those that are not."""
+        try:
+            return in_memory(x[:1]) if isinstance(x, OnDisk) else x
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+
+    def _check_inputs(self, where: str, x: Inputs) -> None:
+        refuse_unusable(x, where)
+        if isinstance(x, Fields):
+            if self.normalisation is not None:
+                raise DataError(
+                    f"{where}: a normalisation is for images, given as one tensor, and these are the fields "
+                    f"{', '.join(x)}: scale them yourself"
+                )
+            return
         counted = not x.is_floating_point() and x.dtype not in (torch.uint8, torch.bool)
         if counted and (x.ndim > 2 or self.normalisation is not None):
             raise DataError(
@@ -144,17 +174,23 @@ class Task:
                 f"{tuple(x.shape[1:])}{hint}"
             )
 
-    def normalise(self, x: Tensor) -> Tensor:
+    @overload
+    def normalise(self, x: Tensor) -> Tensor: ...
+    @overload
+    def normalise(self, x: Stored) -> Inputs: ...
+    def normalise(self, x: Stored) -> Inputs:
         """Raw inputs (n, …) as the network sees them: float32, on the device that ``x`` is on; tokens as they are.
 
-        Grey images (n, 1, h, w) with a mean and std of three channels become (n, 3, h, w) by broadcasting.
+        Grey images (n, 1, h, w) with a mean and std of three channels become (n, 3, h, w) by broadcasting. Fields lose
+        columns in which every row is padding, see :meth:`Fields.prepared`; what is not in memory is read.
         """
         return normalise(x, self.normalisation)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input as the network sees it."""
-        return tuple(self.normalise(self.train.x[:1]).shape[1:])
+    def input_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """Shape of one input as the network sees it; of each field, with all of its padding."""
+        first = in_memory(self.train.x[:1])
+        return shape_of(first if isinstance(first, Fields) else self.normalise(first))
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +235,7 @@ class TaskStream(Sequence[Task]):
 
 def split_validation(examples: Examples, share: float) -> tuple[Examples, Examples]:
     """The last ``share`` of ``examples`` as validation, rounded down: (train, valid). They must be in random order."""
-    count = int(share * len(examples.y))  # rounded down as in the authors' code: 3662 of SVHN's 73257 at 5 %
-    cut = len(examples.y) - count
-    return Examples(examples.x[:cut], examples.y[:cut]), Examples(examples.x[cut:], examples.y[cut:])
+    x, y = as_stored(examples.x), examples.y
+    count = int(share * len(y))  # rounded down as in the authors' code: 3662 of SVHN's 73257 at 5 %
+    cut = len(y) - count
+    return Examples(x[:cut], y[:cut]), Examples(x[cut:], y[cut:])

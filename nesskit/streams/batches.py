@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from nesskit.streams.base import Examples, Normalisation, Task, channels_of, normalise
+from nesskit.streams.fields import Inputs, Stored
+
+Rows = TypeVar("Rows", bound=Stored)
 
 
 class Batch(NamedTuple):
     """Normalised inputs ``x`` (n, …) and labels ``y`` (n,) of task number ``task``."""
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     task: int
 
 
-def pieces(rows: Tensor, size: int, company: bool) -> Sequence[Tensor]:
+def pieces(rows: Rows, size: int, company: bool) -> Sequence[Rows]:
     """``rows`` in pieces of ``size``; with ``company`` a single row that is left over joins the last piece.
 
     BatchNorm wants it so: there are no statistics of a batch of one.
     """
-    parts = rows.split(size)
+    parts = cast("Sequence[Rows]", rows.split(size))
     if company and size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
-        return [*parts[:-2], torch.cat(parts[-2:])]
+        return [*parts[:-2], cast("Rows", rows[-size - 1 :])]
     return parts
 
 
 class TaskData:
     """One task whose raw examples (uint8 where they are) lie on ``device``; batches are normalised when they are made.
 
-    On the CPU nothing is copied. ``index`` is the task's place in the stream, 0 for the first; ``company`` says whether
-    no batch may be of one example, see :func:`pieces`.
+    On the CPU nothing is copied; what is not in memory is read when a batch of it is made. ``index`` is the task's
+    place in the stream, 0 for the first; ``company`` says whether no batch may be of one example, see :func:`pieces`.
     """
 
     def __init__(self, task: Task, index: int, device: torch.device, company: bool = False) -> None:
@@ -44,6 +47,11 @@ class TaskData:
             Examples(part.x.to(device), part.y.to(device)) for part in (task.train, task.valid, task.test)
         )
         self._channels = channels_of(task.normalisation, self.train.x)
+
+    @property
+    def alike(self) -> bool:
+        """Whether batches of as many rows are made alike, whatever these are; not if they are trimmed or read."""
+        return isinstance(self.train.x, Tensor)
 
     def batch(self, examples: Examples, rows: Tensor | slice) -> Batch:
         """The batch of these rows of ``examples``."""

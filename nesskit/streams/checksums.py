@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from nesskit.streams.base import Task, TaskStream
+from nesskit.streams.fields import Fields, Stored, in_memory
+
+ROWS = 1024  # that are read at a time
 
 
 def data_checksums(stream: TaskStream) -> Mapping[str, str]:
@@ -22,13 +25,37 @@ def task_checksum(task: Task) -> str:
     """SHA-256 of the task's classes, normalisation and examples."""
     digest = hashlib.sha256(repr((task.classes, task.normalisation)).encode())
     for part in (task.train, task.valid, task.test):
-        for tensor in part:
-            update(digest, tensor)
+        for values in part:
+            update(digest, values)
     return digest.hexdigest()
 
 
-def update(digest: hashlib._Hash, tensor: Tensor) -> None:
-    """Take type, shape and values of ``tensor`` into ``digest``."""
-    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+def update(digest: hashlib._Hash, x: Stored) -> None:
+    """Take types, shapes and values of ``x`` into ``digest``: the same in memory and read from a disk."""
+    if isinstance(x, Tensor):
+        _begin(digest, x, len(x) if x.ndim else 0)
+        _add(digest, x)
+        return
+    if not len(x):
+        return
+    fields: dict[str, hashlib._Hash] = {}  # a digest for each, as rows are read once
+    for part in x.split(ROWS):
+        read = in_memory(part)
+        for name, tensor in read.items() if isinstance(read, Fields) else [("", read)]:
+            if name not in fields:
+                fields[name] = hashlib.sha256() if name else digest
+                _begin(fields[name], tensor, len(x))
+            _add(fields[name], tensor)
+    for name, own in fields.items():
+        if name:
+            digest.update(f"{name} {own.hexdigest()}".encode())
+
+
+def _begin(digest: hashlib._Hash, tensor: Tensor, rows: int) -> None:
+    shape = (rows, *tensor.shape[1:]) if tensor.ndim else ()
+    digest.update(f"{tensor.dtype} {shape}".encode())
+
+
+def _add(digest: hashlib._Hash, tensor: Tensor) -> None:
     values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     digest.update(values.numpy().data)

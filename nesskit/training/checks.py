@@ -13,6 +13,7 @@ from nesskit.methods import Method
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import TrainingSettings
 from nesskit.streams.base import TaskStream
+from nesskit.streams.fields import described
 
 
 def check_arguments(**given: tuple[Any, type]) -> None:
@@ -51,16 +52,17 @@ def check_run(model: TaskModel, stream: TaskStream, method: Method, settings: Tr
     if watching and not all(len(task.valid.y) for task in stream):
         raise TrainingError(f"{watching} watches the validation data, but a task has no validation examples")
     _refuse_adapted(model)
-    _try(model, stream)
+    _try(model, stream, method)
     method.check(model)
 
 
 @torch.no_grad()
-def _try(model: TaskModel, stream: TaskStream) -> None:
+def _try(model: TaskModel, stream: TaskStream, method: Method) -> None:
     """Two examples of every task through the network: what does not fit is found out before anything is trained.
 
     Raises:
         TrainingError: the network does not take the inputs of a task, or answers otherwise than the task has classes.
+        NesskitError: the inputs are none for the method.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with evaluating(model):
@@ -69,19 +71,19 @@ def _try(model: TaskModel, stream: TaskStream) -> None:
             x = task.normalise(task.train.x[:2].to(device))
             try:
                 answers = model.heads[number](model.features(x))  # of what is shared: what tasks had goes with the run
-            except (RuntimeError, IndexError, ValueError) as error:
+            except (RuntimeError, IndexError, ValueError, TypeError) as error:
                 if isinstance(error, NesskitError):
                     raise
                 reason = str(error).strip().split("\n")[0]
                 raise TrainingError(
-                    f"the network does not take the inputs of {where}, "
-                    f"{x.dtype} of shape {tuple(x.shape[1:])}: {reason}"
+                    f"the network does not take the inputs of {where}, {described(x)}: {reason}"
                 ) from error
             if not isinstance(answers, torch.Tensor) or answers.shape != (len(x), len(task.classes)):
                 found = tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
                 raise TrainingError(
                     f"the network must answer {where} with {len(task.classes)} logits a sample, got {found}"
                 )
+            method.check_inputs(x)
 
 
 def _refuse_adapted(model: TaskModel) -> None:

@@ -102,7 +102,8 @@ class Trainer:
         self.optimizer = self._optimizer(tasks, self.stage)
         self.average = self._average(self.optimizer, self.stage)
         self.stage.resumed = None
-        steps = make_steps(self._step, self.method.replayable, self.optimizer, self.device)
+        replayable = self.method.replayable and all(task_data.alike for task_data in data)
+        steps = make_steps(self._step, replayable, self.optimizer, self.device)
         while self.stage.epochs_done < self.settings.epochs and not self.stage.schedule.over:
             yield self._epoch(data, self.stage, steps)
 
