@@ -17,6 +17,7 @@ from nesskit.errors import DataError, SettingsError
 
 MINILM = "minilm"
 """all-MiniLM-L6-v2 of sentence-transformers: 6 layers, 384 wide, 22.7 million parameters; Apache-2.0."""
+TOKENIZER_FILES = ("tokenizer", "vocab")  # how their names begin; those of SentencePiece end in .model
 LONGEST = 1 << 20  # a tokenizer that knows no limit says a number of 30 digits
 
 
@@ -64,12 +65,16 @@ def load_tokenizer(name_or_folder: str | Path = MINILM) -> Any:
         DataError: there is no tokenizer.
     """
     auto, folder = from_transformers("AutoTokenizer"), model_folder(name_or_folder)
+    # transformers makes an empty tokenizer where there is none, which takes every word for an unknown one.
+    files = (file.name for file in Path(folder).glob("*"))
+    if Path(folder).is_dir() and not any(name.startswith(TOKENIZER_FILES) or name.endswith(".model") for name in files):
+        raise DataError(f"{folder} holds no tokenizer: give the folder of one, which its save_pretrained wrote")
     try:
         return auto.from_pretrained(folder)
     except Exception as error:  # of a dozen kinds, few of them documented
         raise DataError(
-            f"no tokenizer could be had from '{name_or_folder}' ({first_line(error)}): give a folder that the "
-            "tokenizer's save_pretrained wrote"
+            f"no tokenizer could be had from '{name_or_folder}' ({first_line(error)}): give the folder of one, which "
+            "its save_pretrained wrote"
         ) from error
 
 
