@@ -1,15 +1,18 @@
 """Transformers as backbones: pooling without padding, the layers that are asked for, and old outputs that stay."""
 
+import copy
 import shutil
 import sys
 
 import pytest
 import torch
+from small_tasks import learn, strict, training
 from torch import nn
 
 import nesskit
-from nesskit import Encoder, TaskModel, adapted_layers, collect_moments
+from nesskit import Encoder, Examples, Task, TaskModel, TaskStream, adapted_layers, collect_moments
 from nesskit.errors import AdaptationError, DataError, SettingsError
+from nesskit.methods import make_method
 from nesskit.networks.encoder import pool
 from nesskit.streams.tokens import tokenise
 
@@ -229,6 +232,49 @@ def test_what_is_learned_in_the_null_space_leaves_old_outputs(model_and_inputs):
     nesskit.merge(encoder)
     assert (encoder(**new) - new_before).abs().max() > 0.1
     assert (encoder(**old) - old_before).abs().max() < 1e-4 * old_before.abs().max()
+
+
+OTHERS = ("gpm", "trgp", "adam-nscl")
+
+
+def two_tasks(inputs):
+    """Three inputs a task, over and over, so that task 1 leaves directions free; the model's main input alone."""
+    tasks = []
+    for number in range(2):
+        three = next(iter(inputs(generator(number), n=3).values()))
+        x, y = torch.cat([three] * 16), torch.arange(48) % 3
+        parts = Examples(x, y), Examples(x[:0], y[:0]), Examples(x[:20], y[:20])
+        tasks.append(Task(f"task {number}", ("a", "b", "c"), *parts))
+    return TaskStream("two tasks", tasks)
+
+
+def features_of(model, x):
+    backbone = copy.deepcopy(model.backbone).double().eval()
+    with torch.no_grad():
+        return backbone(x.double() if x.is_floating_point() else x)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    # The other methods freeze what they cannot project: the Conv1D layers of GPT-2.
+    [("ness", kind) for kind in MODELS] + [(name, kind) for name in OTHERS for kind in ("bert", "vit")],
+)
+def test_a_method_on_a_transformer_keeps_old_features_and_moves_new_ones(name, kind):
+    make, inputs = MODELS[kind]
+    encoder, tasks = Encoder(make()), two_tasks(inputs)
+    options = {"settings": training(lr=0.1)}
+    _, learned, before = learn(strict(name), TaskModel(encoder, encoder.width, [3, 3]), tasks, **options)
+    old, new = (features_of(learned, task.train.x) - features_of(before, task.train.x) for task in tasks)
+    assert old.abs().max() < 1e-6
+    assert new.abs().max() > 1e-2
+
+
+def test_fine_tuning_a_transformer_moves_old_features():
+    encoder, tasks = Encoder(bert()), two_tasks(token_batch)
+    options = {"settings": training(lr=0.1)}
+    _, learned, before = learn(make_method("finetune"), TaskModel(encoder, encoder.width, [3, 3]), tasks, **options)
+    x = tasks[0].train.x
+    assert (features_of(learned, x) - features_of(before, x)).abs().max() > 0.1
 
 
 def test_a_merged_encoder_goes_home_as_an_ordinary_model(model_and_inputs, tmp_path):
