@@ -50,7 +50,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nesskit needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": pass another one with PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_OPTIONS) $(or $(OFFLINE),$(TORCH_FROM)) torch
-	$(BIN)/python -m pip install $(PIP_OPTIONS) $(OFFLINE) -e '.[test,course,cluster]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) $(OFFLINE) -e '.[test,course,cluster,text]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -107,7 +107,7 @@ grade: $(INSTALLED)
 wheelhouse: $(INSTALLED)
 	rm -rf build
 	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse $(TORCH_FROM) torch
-	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse --find-links wheelhouse '.[test,course,cluster]' 'setuptools>=77'
+	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse --find-links wheelhouse '.[test,course,cluster,text]' 'setuptools>=77'
 	@du -sh wheelhouse
 
 # With the tools of the environment, so that it needs no internet; the wheel is built from the source distribution.

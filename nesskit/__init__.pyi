@@ -37,8 +37,10 @@ from nesskit.methods import NESS as NESS
 from nesskit.methods import Finetune as Finetune
 from nesskit.methods import Joint as Joint
 from nesskit.methods import Method as Method
+from nesskit.networks import Encoder as Encoder
 from nesskit.networks import TaskModel as TaskModel
 from nesskit.networks import build_model as build_model
+from nesskit.networks import pretrained as pretrained
 from nesskit.plots import plot_accuracy_matrix as plot_accuracy_matrix
 from nesskit.plots import plot_accuracy_over_time as plot_accuracy_over_time
 from nesskit.plots import plot_final_accuracy as plot_final_accuracy

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,10 @@ def blocks(language):
 
 def test_the_python_examples_run(capsys):
     space = {}
+    without_extra = find_spec("transformers") is None
     for block in blocks("python"):
-        exec(block, space)
+        if not (without_extra and "minilm" in block):
+            exec(block, space)
     printed = capsys.readouterr().out
     assert re.search(r"ACC 9\d\.\d %, BWT -[01]\.\d %", printed)
     assert re.search(r"\d+ of 128 directions are still free", printed)

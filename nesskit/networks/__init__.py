@@ -11,6 +11,8 @@ from torch import nn
 from nesskit.errors import SettingsError
 from nesskit.networks.alexnet import AlexNet
 from nesskit.networks.convnet import ConvNet
+from nesskit.networks.encoder import Encoder
+from nesskit.networks.load import Pretrained, pretrained
 from nesskit.networks.mlp import MLP
 from nesskit.networks.resnet import ResNet18
 from nesskit.networks.task_model import TaskModel
@@ -20,7 +22,17 @@ from nesskit.settings import NetworkSettings
 if TYPE_CHECKING:
     from nesskit.streams.base import TaskStream
 
-__all__ = ["MLP", "AlexNet", "ConvNet", "ResNet18", "TaskModel", "build_model"]
+__all__ = [
+    "MLP",
+    "AlexNet",
+    "ConvNet",
+    "Encoder",
+    "Pretrained",
+    "ResNet18",
+    "TaskModel",
+    "build_model",
+    "pretrained",
+]
 
 
 def build_model(stream: TaskStream, settings: NetworkSettings | None = None, seed: int = 0) -> TaskModel:

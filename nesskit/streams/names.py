@@ -11,6 +11,7 @@ LOADERS = {
     "split-cifar100-16": "nesskit.streams.images:split_cifar100_16",
     "five-datasets": "nesskit.streams.images:five_datasets",
     "split-miniimagenet": "nesskit.streams.images:split_miniimagenet",
+    "split-clinc150": "nesskit.streams.clinc150:split_clinc150",
 }
 
 # How a task's examples are told apart into training and validation: ours, or as the authors' code draws them.

@@ -354,6 +354,7 @@ def test_the_registry_is_complete():
         "split-cifar100-16": 1,
         "five-datasets": 12,
         "split-miniimagenet": 2,
+        "split-clinc150": 2,
     }
     for entry in registry().values():
         assert set(entry.streams) <= set(LOADERS)
