@@ -218,7 +218,7 @@ def test_a_static_figure_for_pages_without_a_kernel(explorer, tmp_path):
 
 
 def test_without_runs_it_offers_to_make_one(tmp_path):
-    explorer = ThresholdExplorer("split-digits", runs=tmp_path)
+    explorer = ThresholdExplorer("split-digits", runs=tmp_path, results=tmp_path / "results")
     assert explorer.message.startswith("No run of split-digits with layer profiles lies in")
     assert explorer.slider.disabled
     explorer.base_button.click()

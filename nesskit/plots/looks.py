@@ -25,7 +25,7 @@ METHOD_LOOKS: dict[str, Look] = {
     "sgp": Look(GREEN, "--", "v"),
     "trgp": Look(PURPLE, "-", "D"),
     "dfgp": Look(PURPLE, "--", "d"),
-    "fs-dgpm": Look(GREEN, "-.", "*"),
+    "fs-dgpm": Look(GREEN, "-.", "H"),
     "adam-nscl": Look(ORANGE, "-", "P"),
     "owm": Look(ORANGE, "--", "X"),
     "ewc": Look(GREY, "-", "<"),

