@@ -158,10 +158,11 @@ def _recorded_label(run: Run) -> str:
 
 
 def run_label(config: Mapping[str, Any]) -> str:
-    """``permuted-digits, Frobenius ε = 0.0251, seed 0``."""
+    """``permuted-digits, Frobenius ε = 0.0251, seed 0``; of another method than ness with its name."""
     parts = [str(config.get("benchmark") or config.get("stream") or "run")]
-    rule = config.get("options", {}).get("filter")
-    parts.append(_rule_text(parse_filter(rule)) if rule else str(config.get("method", "")))
+    rule, method = config.get("options", {}).get("filter"), str(config.get("method", "ness"))
+    parts += [method] if method != "ness" else []
+    parts += [_rule_text(parse_filter(rule))] if rule else []
     if config.get("preset") not in (None, "default"):
         parts.append(str(config["preset"]))
     return ", ".join([*parts, f"seed {config.get('seed', 0)}"])
