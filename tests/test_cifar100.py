@@ -10,6 +10,7 @@ import torch
 
 import nesskit
 from nesskit import Limits, NetworkSettings, build_model, load_run, load_stream
+from nesskit.seeds import derive_seed
 
 pytestmark = [
     pytest.mark.every,
@@ -97,8 +98,9 @@ def test_batch_statistics_make_accuracy_depend_on_the_batch(trained):
         answers = torch.cat([model(stream[0].normalise(part), 0).argmax(1) for part in x.split(64)])
         return 100 * float((answers == y).float().mean())
 
-    # The run drew its batches anew, so that answers differ at the edge: by .6 points once.
-    assert accuracy(x, y) == pytest.approx(run.accuracy[1, 0], abs=2.0)
+    # The run draws the test batches of every evaluation anew: these are those of task 1 after task 2.
+    drawn = torch.randperm(len(y), generator=torch.Generator().manual_seed(derive_seed(1, "evaluation", "test", 1, 0)))
+    assert accuracy(x[drawn], y[drawn]) == pytest.approx(run.accuracy[1, 0], abs=0.1)  # an image, by round-off
     assert accuracy(x[order], y[order]) < accuracy(x, y) / 2
 
 

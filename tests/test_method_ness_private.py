@@ -24,7 +24,7 @@ from nesskit.methods import make_method
 from nesskit.methods.private import PrivateWarning
 from nesskit.networks.private_parts import Part, PrivateParts
 from nesskit.runs.events import TaskFinished
-from nesskit.settings import METHOD_SETTINGS, NESSPrivateSettings, TrainingSettings, TRGPSettings
+from nesskit.settings import METHOD_SETTINGS, FSDGPMSettings, NESSPrivateSettings, TrainingSettings, TRGPSettings
 from nesskit.streams.batches import TaskData
 
 SHORT = training(epochs=3)
@@ -350,9 +350,16 @@ def test_parts_of_another_network_are_refused():
         other(stream()[1].test.x, 1)
 
 
-def test_trgp_has_scales_of_its_own_kind():
-    with pytest.raises(SettingsError, match="private must be none"):
-        TRGPSettings(private="scale")
+@pytest.mark.parametrize("settings", [TRGPSettings, FSDGPMSettings])
+@pytest.mark.parametrize("options", [{"private": "scale"}, {"norm": "private"}])
+def test_methods_that_know_of_no_private_parts_refuse_them(settings, options):
+    with pytest.raises(SettingsError, match="private must be none, and norm shared"):
+        settings(**options)
+
+
+def test_fs_dgpm_looks_at_the_same_examples_in_every_layer():
+    with pytest.raises(SettingsError, match="samples_of_layers must be empty"):
+        FSDGPMSettings(samples_of_layers=(10, 10))
 
 
 @pytest.mark.parametrize(

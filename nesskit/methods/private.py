@@ -130,9 +130,10 @@ class PrivateLearning(Method):
 
     def load_state_dict(self, model: TaskModel, state: Mapping[str, Any]) -> None:
         """Restore it; inside a task give ``model`` the parts, whose values follow after."""
-        self.learning, self.own_sizes = state["learning"], dict(state["own_sizes"])
-        self.learned = list(state.get("learned", ()))  # checkpoints of older versions know of none
-        self.own_shapes = {Part.parse(key): tuple(shape) for key, shape in state["own_shapes"].items()}
+        # Checkpoints of older versions know of nothing private.
+        self.learning, self.own_sizes = state.get("learning"), dict(state.get("own_sizes", {}))
+        self.learned = list(state.get("learned", ()))
+        self.own_shapes = {Part.parse(key): tuple(shape) for key, shape in state.get("own_shapes", {}).items()}
         if self.learning is not None:
             like = next(parameter for parameter in model.backbone.parameters() if parameter.is_floating_point())
             empty = kept_beside(like, like.detach()).new_empty(0)

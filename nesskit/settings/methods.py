@@ -34,6 +34,15 @@ class PrivateSettings(MethodSettings):
         if self.private == "adapter" and self.directions is None:
             raise SettingsError("an adapter has a rank: give it as directions, 8, say")
 
+    def refuse_private_parts(self, why: str) -> None:
+        """One sentence if a task is to have something for itself, in a method that knows of no such thing.
+
+        Raises:
+            SettingsError: it is.
+        """
+        if (self.private, self.norm) != ("none", "shared"):
+            raise SettingsError(f"{why}: private must be none, and norm shared")
+
 
 @dataclass(frozen=True)
 class NESSSettings(MethodSettings):
@@ -234,8 +243,7 @@ class TRGPSettings(GPMSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.private, self.norm) != ("none", "shared"):
-            raise SettingsError("trgp has scale matrices of its own kind: private must be none, and norm shared")
+        self.refuse_private_parts("trgp has scale matrices of its own kind")
         require(self, "trust", 0 <= self.trust <= 1, "in [0, 1]")
         require(self, "reuse", self.reuse >= 0, "at least 0")
 
@@ -286,6 +294,9 @@ class FSDGPMSettings(GPMSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.refuse_private_parts("fs-dgpm looks at examples of all tasks together, through the shared weights")
+        if self.samples_of_layers:
+            raise SettingsError("fs-dgpm looks at the same examples in every layer: samples_of_layers must be empty")
         require(self, "memory", self.memory >= 1, "at least 1")
         require(self, "ascent_rate", self.ascent_rate >= 0, "at least 0")
         require(self, "importance_rate", self.importance_rate >= 0, "at least 0")
