@@ -65,7 +65,7 @@ def execute(
     stream = load_stream(settings.benchmark, settings.seed, settings.validation_share, settings.split)
     if settings.tasks is not None:
         stream = stream.first(settings.tasks)
-    model = build_model(stream, settings.network, settings.seed)
+    model = build_model(stream, settings.network, settings.seed, settings.training.head == "shared")
     return fit(
         model,
         stream,

@@ -167,8 +167,12 @@ class Method:
 
         After the run ``model(x, task)`` must answer the same: who gets the model gets no method with it.
         """
-        logits: Tensor = model(x, task)
+        logits: Tensor = model.heads[task](self.features(model, x, task))
         return logits
+
+    def features(self, model: TaskModel, x: Inputs, task: int) -> Tensor:
+        """Features (n, features) of normalised inputs ``x``, as ``task`` uses the backbone."""
+        return model.task_features(x, task)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that must survive a restart, as tensors and plain values."""

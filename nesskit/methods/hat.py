@@ -138,12 +138,12 @@ class HAT(HoldingMethod):
         embeddings_of(model).seen += len(batch.y)
         return loss
 
-    def predict(self, model: TaskModel, x: Inputs, task: int) -> Tensor:
-        """Logits (n, classes) with the task's gates, which the model has once the task is learned."""
+    def features(self, model: TaskModel, x: Inputs, task: int) -> Tensor:
+        """Features with the task's gates, which the model has once the task is learned."""
         if task != self.task:
-            return super().predict(model, x, task)
+            return super().features(model, x, task)
         with gated(model.backbone, self.units, self._present(model, self.settings.s_max)):
-            return super().predict(model, x, task)
+            return super().features(model, x, task)
 
     def end_task(self, model: TaskModel, data: TaskData) -> Sequence[Any]:
         """Give the model the task's gates for good."""

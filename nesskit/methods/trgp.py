@@ -82,11 +82,13 @@ class TRGP(GPM):
 
     def loss(self, model: TaskModel, batch: Batch) -> Tensor:
         """The mean cross-entropy of what the model computes with the scaled weights."""
-        return self.cross_entropy(self._forward(model, batch.x, batch.task), batch.y)
+        return self.cross_entropy(self.predict(model, batch.x, batch.task), batch.y)
 
-    def predict(self, model: TaskModel, x: Inputs, task: int) -> Tensor:
-        """Logits (n, classes) with the task's own scale matrices, which the model has once the task is learned."""
-        return model(x, task) if task in self.scales else self._forward(model, x, task)
+    def features(self, model: TaskModel, x: Inputs, task: int) -> Tensor:
+        """Features with the task's own scale matrices, which the model has once the task is learned."""
+        if task in self.scales:
+            return super().features(model, x, task)
+        return model.features(x, self.scaled_weights(model, self._present(model)))
 
     def end_task(self, model: TaskModel, data: TaskData) -> Iterable[Any]:
         """Give the model the scale matrices for good, then remember what the layers see of the task through them."""
@@ -201,11 +203,6 @@ class TRGP(GPM):
     def _present(self, model: TaskModel) -> dict[tuple[str, int], Tensor]:
         """The scale matrices of the task that is being learned."""
         return dict(zip(self.trusted, model.scales, strict=True)) if self.trusted else {}  # type: ignore[arg-type]
-
-    def _forward(self, model: TaskModel, x: Inputs, task: int) -> Tensor:
-        """Logits of ``x``, computed with the scale matrices of the task that is being learned."""
-        logits: Tensor = model.heads[task](model.features(x, self.scaled_weights(model, self._present(model))))
-        return logits
 
     def _hand_over(self, model: TaskModel, task: int) -> None:
         """Let the model itself use the scale matrices of ``task``."""

@@ -35,10 +35,12 @@ __all__ = [
 ]
 
 
-def build_model(stream: TaskStream, settings: NetworkSettings | None = None, seed: int = 0) -> TaskModel:
+def build_model(
+    stream: TaskStream, settings: NetworkSettings | None = None, seed: int = 0, shared_head: bool = False
+) -> TaskModel:
     """A freshly initialised network (torch's default initialisation) that fits the tasks of ``stream``.
 
-    Leaves torch's global random state as it was.
+    Leaves torch's global random state as it was. All tasks have a head each, or one ``shared_head`` over all classes.
 
     Raises:
         SettingsError: the network is none for inputs of that shape, or they are several tensors by name.
@@ -59,7 +61,7 @@ def build_model(stream: TaskStream, settings: NetworkSettings | None = None, see
         backbone = _backbone(settings, shape)
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(2, *shape)).shape[1]
-        return TaskModel(backbone.train(), features, [len(task.classes) for task in stream])
+        return TaskModel(backbone.train(), features, [len(task.classes) for task in stream], shared_head)
 
 
 def _backbone(settings: NetworkSettings, shape: tuple[int, ...]) -> nn.Module:

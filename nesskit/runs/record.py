@@ -46,6 +46,8 @@ class Run:
     Attributes:
         accuracy: (T, T) percent; ``accuracy[t, i]`` is task i's test accuracy after task t, NaN where not measured.
         valid_accuracy: the same on validation data; all NaN without.
+        named_accuracy: the same as ``accuracy`` by the same weights, if the task's name is known; all NaN where
+            ``accuracy`` is just that (``head="task"``).
         config: the settings, as plain values.
         environment: versions, device, threads, commit.
         data: SHA-256 of every data source, or of every task.
@@ -62,6 +64,7 @@ class Run:
 
     accuracy: np.ndarray
     valid_accuracy: np.ndarray
+    named_accuracy: np.ndarray
     config: dict[str, Any]
     environment: dict[str, Any]
     data: dict[str, str]
@@ -81,7 +84,7 @@ class Run:
     ) -> Run:
         """A run in which nothing has been measured yet."""
         empty = np.full((len(tasks), len(tasks)), np.nan)
-        return cls(empty, empty.copy(), dict(config), environment, dict(data), tasks)
+        return cls(empty, empty.copy(), empty.copy(), dict(config), environment, dict(data), tasks)
 
     @property
     def average_accuracy(self) -> float:
@@ -137,6 +140,7 @@ class Run:
         return {
             "accuracy": null_nan(self.accuracy.tolist()),
             "valid_accuracy": null_nan(self.valid_accuracy.tolist()),
+            **({} if np.isnan(self.named_accuracy).all() else {"named_accuracy": null_nan(self.named_accuracy.tolist())}),
             "history": [asdict(epoch) for epoch in self.history],
             "memory": self.memory,
             "seconds": self.seconds,
@@ -146,6 +150,8 @@ class Run:
         """Take over what :meth:`results` was taken of."""
         self.accuracy = np.array(results["accuracy"], dtype=np.float64)
         self.valid_accuracy = np.array(results["valid_accuracy"], dtype=np.float64)
+        if "named_accuracy" in results:
+            self.named_accuracy = np.array(results["named_accuracy"], dtype=np.float64)
         self.history = [EpochRecord(**epoch) for epoch in results["history"]]
         self.memory = dict(results["memory"])
         self.seconds = results["seconds"]

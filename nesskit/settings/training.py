@@ -46,6 +46,8 @@ class TrainingSettings:
     """Whether the batches of an evaluation are always the same or drawn anew each time; matters as their size does."""
     evaluation_batch_size: int = 256
     """Samples per batch of an evaluation; matters for accuracies where BatchNorm uses batch statistics."""
+    head: Literal["task", "shared", "means"] = "task"
+    """Who answers: a head a task, chosen by the task's name; one over all classes seen; or the nearest class mean."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the training steps; bfloat16 is mixed precision (weights and moments stay float32 and float64)."""
 

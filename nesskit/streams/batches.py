@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nesskit.streams.base import Examples, Normalisation, Task, channels_of, normalise
-from nesskit.streams.fields import Inputs, Stored
+from nesskit.streams.fields import Inputs, Stored, joined
 
 Rows = TypeVar("Rows", bound=Stored)
 
@@ -38,13 +38,16 @@ class TaskData:
 
     On the CPU nothing is copied; what is not in memory is read when a batch of it is made. ``index`` is the task's
     place in the stream, 0 for the first; ``company`` says whether no batch may be of one example, see :func:`pieces`.
+    Labels count from ``first_label`` on, which is not 0 where classes are counted through the stream.
     """
 
-    def __init__(self, task: Task, index: int, device: torch.device, company: bool = False) -> None:
+    def __init__(
+        self, task: Task, index: int, device: torch.device, company: bool = False, first_label: int = 0
+    ) -> None:
         self.index, self.company = index, company
         self.normalisation: Normalisation | None = task.normalisation
         self.train, self.valid, self.test = (
-            Examples(part.x.to(device), part.y.to(device)) for part in (task.train, task.valid, task.test)
+            Examples(part.x.to(device), part.y.to(device) + first_label) for part in (task.train, task.valid, task.test)
         )
         self._channels = channels_of(task.normalisation, self.train.x)
 
@@ -68,3 +71,30 @@ class TaskData:
             if len(part):
                 yield self.batch(examples, slice(start, start + len(part)))
             start += len(part)
+
+
+class MixedData(TaskData):
+    """The training examples of several tasks as if they were one: batches hold examples of all of them.
+
+    For tasks with one head over all classes, where a batch need not be of one task. It takes the place of the last.
+    """
+
+    def __init__(self, tasks: Sequence[TaskData]) -> None:
+        last = tasks[-1]
+        self.tasks, self.index, self.company = tasks, last.index, last.company
+        self.train = Examples(last.train.x[:0], torch.cat([task.train.y for task in tasks]))
+
+    @property
+    def alike(self) -> bool:
+        """How many examples of which task a batch has is drawn."""
+        return False
+
+    def batch(self, examples: Examples, rows: Tensor | slice) -> Batch:
+        """The batch of these training examples, counted through all tasks."""
+        assert isinstance(rows, Tensor) and examples is self.train
+        parts, first = [], 0
+        for task in self.tasks:
+            own = rows[(rows >= first) & (rows < first + len(task.train.y))] - first
+            parts += [task.batch(task.train, own)] if len(own) else []
+            first += len(task.train.y)
+        return Batch(joined([part.x for part in parts]), torch.cat([part.y for part in parts]), self.index)

@@ -48,6 +48,11 @@ def check_run(model: TaskModel, stream: TaskStream, method: Method, settings: Tr
             f"fit needs a TaskModel(backbone, features, class_counts) with a head for each of the {len(stream)} tasks, "
             f"got {type(model).__name__}"
         )
+    if model.shares_head != (settings.head == "shared"):
+        raise TrainingError(
+            f"head = {settings.head} needs a network {'with' if settings.head == 'shared' else 'without'} a shared "
+            f"head: TaskModel(backbone, features, class_counts, shared_head={settings.head == 'shared'})"
+        )
     watching = settings.needs_validation
     if watching and not all(len(task.valid.y) for task in stream):
         raise TrainingError(f"{watching} watches the validation data, but a task has no validation examples")
@@ -78,7 +83,9 @@ def _try(model: TaskModel, stream: TaskStream, method: Method) -> None:
                 raise TrainingError(
                     f"the network does not take the inputs of {where}, {described(x)}: {reason}"
                 ) from error
-            if not isinstance(answers, torch.Tensor) or answers.shape != (len(x), len(task.classes)):
+            fits = len(task.classes) == model.class_counts[number] or not model.shares_head
+            expected = sum(model.class_counts) if model.shares_head and fits else len(task.classes)
+            if not isinstance(answers, torch.Tensor) or answers.shape != (len(x), expected):
                 found = tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
                 raise TrainingError(
                     f"the network must answer {where} with {len(task.classes)} logits a sample, got {found}"

@@ -22,7 +22,8 @@ from nesskit.runs.record import EpochRecord, Run
 from nesskit.seeds import derive_seed
 from nesskit.settings import TrainingSettings
 from nesskit.streams.base import Examples, TaskStream
-from nesskit.streams.batches import Batch, TaskData, pieces
+from nesskit.streams.batches import Batch, MixedData, TaskData, pieces
+from nesskit.training.answers import class_means, right_answers
 from nesskit.training.averaging import WeightAverage
 from nesskit.training.graphs import make_steps
 from nesskit.training.optim import forget_momentum, make_optimizer
@@ -91,6 +92,7 @@ class Trainer:
     def _learn(self, tasks: Sequence[int]) -> Iterator[Event]:
         data = [self._data(task) for task in tasks]
         last = tasks[-1]
+        self.model.see(last + 1)
         started = time.perf_counter()
         if self.stage is None:
             with self._noise("begin task", last):
@@ -102,10 +104,11 @@ class Trainer:
         self.optimizer = self._optimizer(tasks, self.stage)
         self.average = self._average(self.optimizer, self.stage)
         self.stage.resumed = None
-        replayable = self.method.replayable and all(task_data.alike for task_data in data)
+        training = [MixedData(data)] if self.model.shares_head and len(data) > 1 else data
+        replayable = self.method.replayable and all(task_data.alike for task_data in training)
         steps = make_steps(self._step, replayable, self.optimizer, self.device)
         while self.stage.epochs_done < self.settings.epochs and not self.stage.schedule.over:
-            yield self._epoch(data, self.stage, steps)
+            yield self._epoch(training, data, self.stage, steps)
 
         if self.stage.best_weights is not None:
             self.model.load_state_dict(self.stage.best_weights, strict=False)
@@ -115,8 +118,12 @@ class Trainer:
         with self._noise("end task", last):
             for task_data in data:
                 self.run.profiles.extend(self.method.end_task(self.model, task_data))
+        if self.settings.head == "means":
+            for task_data in data:
+                means = class_means(self.method, self.model, task_data, self.settings.evaluation_batch_size)
+                self.model.means.keep(task_data.index, means)
         row = self._evaluate_row(last)
-        self.run.memory = self.method.memory_report()
+        self.run.memory = {**self.method.memory_report(), **self.model.means.sizes()}
         self.stage, self.optimizer, self.average = None, None, None
         self.stages_done += 1
         yield TaskFinished(last, self.stream[last].name, tuple(row), time.perf_counter() - started)
@@ -124,7 +131,8 @@ class Trainer:
     def _data(self, task: int) -> TaskData:
         """The task with this number on the device; a network with BatchNorm gets no batch of one."""
         company = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
-        return TaskData(self.stream[task], task, self.device, company)
+        first_label = self.model.classes_of(task).start if self.model.shares_head else 0
+        return TaskData(self.stream[task], task, self.device, company, first_label)
 
     def _optimizer(self, tasks: Sequence[int], stage: Stage) -> torch.optim.Optimizer:
         """A fresh optimizer for the stage, or the one that a resumed stage had."""
@@ -148,11 +156,14 @@ class Trainer:
             average.load(stage.resumed["averages"])
         return average
 
-    def _epoch(self, data: Sequence[TaskData], stage: Stage, steps: Steps) -> EpochFinished:
+    def _epoch(
+        self, training: Sequence[TaskData], data: Sequence[TaskData], stage: Stage, steps: Steps
+    ) -> EpochFinished:
+        """Train on the batches of ``training`` once, and validate on those of ``data``."""
         started = time.perf_counter()
         epoch, task = stage.epochs_done, data[-1].index
         lr = stage.schedule.rate(epoch, self.settings)
-        train_loss = self._train_epoch(data, stage, steps, lr)
+        train_loss = self._train_epoch(training, stage, steps, lr)
         self.method.end_epoch(self.model)
         stage.epochs_done += 1
         valid_loss = valid_accuracy = None
@@ -224,26 +235,42 @@ class Trainer:
         started = time.perf_counter()
         for task in range(last + 1):
             data = self._data(task)
-            self.run.accuracy[last, task] = self._evaluate(data, data.test, "test", last)[1]
+            accuracy, named = self._test(data, data.test, "test", last)
+            self.run.accuracy[last, task] = accuracy
+            if self.settings.head != "task":
+                self.run.named_accuracy[last, task] = named
             if len(data.valid.y):
-                self.run.valid_accuracy[last, task] = self._evaluate(data, data.valid, "valid", last)[1]
+                self.run.valid_accuracy[last, task] = self._test(data, data.valid, "valid", last)[0]
         self.run.seconds += time.perf_counter() - started
         return self.run.accuracy[last, : last + 1].tolist()
 
     @torch.no_grad()
-    def _evaluate(self, data: TaskData, examples: Examples, *purpose: int | str) -> tuple[float, float]:
-        """Mean loss and accuracy in percent.
-
-        In fixed batches the same examples always share one; reshuffled, ``purpose`` and the task draw them.
-        """
+    def _test(self, data: TaskData, examples: Examples, part: str, last: int) -> tuple[float, float]:
+        """Accuracy in percent after task ``last``, as the settings' head has it, and with the task's name."""
         self.model.eval()
+        right = torch.zeros(2, dtype=torch.int64, device=self.device)
+        for batch in self._batches(data, examples, part, last):
+            right += torch.stack(right_answers(self.method, self.model, batch, last + 1, self.settings.head))
+        return tuple(100 * count / len(examples.y) for count in right.tolist())  # type: ignore[return-value]
+
+    def _batches(self, data: TaskData, examples: Examples, *purpose: int | str) -> Iterator[Batch]:
+        """The batches of an evaluation.
+
+        Fixed, the same examples always share one; reshuffled, ``purpose`` and the task draw them.
+        """
         order = None
         if self.settings.evaluation_order == "reshuffled":
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "evaluation", *purpose, data.index))
             order = torch.randperm(len(examples.y), generator=generator)
+        return data.batches(examples, self.settings.evaluation_batch_size, order)
+
+    @torch.no_grad()
+    def _evaluate(self, data: TaskData, examples: Examples, *purpose: int | str) -> tuple[float, float]:
+        """Mean loss and accuracy in percent, by the head that is trained."""
+        self.model.eval()
         loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for batch in data.batches(examples, self.settings.evaluation_batch_size, order):
+        for batch in self._batches(data, examples, *purpose):
             logits = self.method.predict(self.model, batch.x, batch.task)
             loss += self.method.validation_loss(self.model, batch, logits)
             correct += (logits.argmax(dim=1) == batch.y).sum()

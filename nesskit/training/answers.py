@@ -1,0 +1,87 @@
+"""What a model answers in a test: with the task's name, or without it, as one of all classes seen so far.
+
+Without it the answer is one of all classes, counted through the stream, and right only if it is the very class of the
+very task: where two tasks have classes of the same name, those are two classes (van de Ven and Tolias 2019 call it
+class-incremental learning).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nesskit.methods import Method
+from nesskit.networks.class_means import means_of_classes, nearness
+from nesskit.networks.task_model import TaskModel
+from nesskit.streams.batches import Batch, TaskData
+from nesskit.streams.fields import Inputs
+
+Head = Literal["task", "shared", "means"]
+
+
+def right_answers(method: Method, model: TaskModel, batch: Batch, seen: int, head: Head) -> tuple[Tensor, Tensor]:
+    """How many answers to ``batch`` are right (a scalar each): as ``head`` has it, and with the task's name.
+
+    Args:
+        method: that has learned the first ``seen`` tasks.
+        model: in evaluation mode.
+        batch: of a task that was seen; its labels are those that it was trained with.
+        seen: number of tasks.
+        head: as in :class:`nesskit.TrainingSettings`.
+    """
+    named = method.predict(model, batch.x, batch.task)
+    if head == "task":
+        right = (named.argmax(dim=1) == batch.y).sum()
+        return right, right
+    classes = model.classes_of(batch.task)
+    label = batch.y if head == "shared" else batch.y + classes.start
+    own = named[:, classes] if head == "shared" else named
+    if head == "means":
+        logits = by_means(method, model, batch.x, seen)
+    else:
+        logits = by_shared_head(method, model, batch.x, seen, named)
+    with_name = own.argmax(dim=1) + classes.start == label
+    return (logits.argmax(dim=1) == label).sum(), with_name.sum()
+
+
+def by_means(method: Method, model: TaskModel, x: Inputs, seen: int) -> Tensor:
+    """How near ``x`` is to the mean of each class seen, (n, classes).
+
+    Where tasks have parts of their own, it is compared with a task's means as that task would see it.
+    """
+    if not model.tasks_have_parts:
+        means = torch.cat([model.means.of(task) for task in range(seen)])
+        return nearness(method.features(model, x, 0), means)
+    return torch.cat([nearness(method.features(model, x, task), model.means.of(task)) for task in range(seen)], dim=1)
+
+
+def by_shared_head(method: Method, model: TaskModel, x: Inputs, seen: int, logits: Tensor) -> Tensor:
+    """Logits (n, classes) of all classes seen.
+
+    Where tasks have parts of their own, each says how likely its own classes are: the highest of all wins.
+
+    Args:
+        logits: what one of the tasks answers.
+    """
+    if not model.tasks_have_parts:
+        return logits
+    answers = [method.predict(model, x, task)[:, model.classes_of(task)] for task in range(seen)]
+    return torch.cat(answers, dim=1)
+
+
+@torch.no_grad()
+def class_means(method: Method, model: TaskModel, data: TaskData, size: int) -> Tensor:
+    """The mean features (classes, features) of the training examples of each class of a task, ``size`` at a time.
+
+    A class without an example has the mean 0, which is near to nothing.
+    """
+    model.eval()
+    classes = model.class_counts[data.index]
+    parts = [
+        means_of_classes(method.features(model, batch.x, batch.task), batch.y, classes)
+        for batch in data.batches(data.train, size)
+    ]
+    sums, counts = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
+    return sums / counts.clamp_min(1).unsqueeze(1)
