@@ -42,7 +42,8 @@ def check_values(record: Any) -> None:
     network = record.get("network", {})  # older records have none
     _require(_is_network(network), "network", "checksums of a network and of its weights", network)
     count = len(record["tasks"])
-    for name in ("accuracy", "valid_accuracy"):
+    named = ["named_accuracy"] if "named_accuracy" in record else []  # of runs whose tasks had no name
+    for name in ("accuracy", "valid_accuracy", *named):
         _require(_is_matrix(record[name], count), name, f"{count} × {count} percentages or null", record[name])
     for number, epoch in enumerate(record["history"]):
         _check_epoch(epoch, number, count)

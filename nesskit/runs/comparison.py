@@ -59,6 +59,7 @@ class Failure:
 class MethodRow:
     """One method in a comparison, in percent; a ``*_difference`` is this method minus the reference, seed by seed.
 
+    ``named_accuracy`` is ACC by the same weights if the task's name is known, NaN where ACC is just that;
     ``private_numbers`` are what a task has for itself beside its head, ``memory`` is what a method keeps between tasks,
     in bytes; ``failed`` are seeds whose runs failed.
     """
@@ -70,6 +71,7 @@ class MethodRow:
     backward_transfer: Estimate
     accuracy_difference: Estimate
     transfer_difference: Estimate
+    named_accuracy: Estimate
     private_numbers: Estimate
     seconds: Estimate
     memory: Estimate
@@ -122,7 +124,10 @@ class Comparison:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells as text, for a terminal or a page."""
+        rows = self.rows()
+        nameless = any(row.named_accuracy.count and not np.isnan(row.named_accuracy.mean) for row in rows)
         header = ["method", "seeds", "ACC %", "BWT %", f"ACC - {self.reference}", f"BWT - {self.reference}"]
+        header += ["ACC %, task named"] if nameless else []
         return [*header, "private numbers a task", "seconds", "memory"], [
             [
                 row.label,
@@ -131,11 +136,12 @@ class Comparison:
                 str(row.backward_transfer),
                 "" if row.label == self.reference else str(row.accuracy_difference),
                 "" if row.label == self.reference else str(row.transfer_difference),
+                *([str(row.named_accuracy)] if nameless else []),
                 count_text(row.private_numbers.mean),
                 "–" if np.isnan(row.seconds.mean) else f"{row.seconds.mean:.1f}",
                 "–" if np.isnan(row.memory.mean) else size_text(row.memory.mean),
             ]
-            for row in self.rows()
+            for row in rows
         ]
 
     def records(self) -> list[dict[str, Any]]:
@@ -147,6 +153,7 @@ class Comparison:
                 "seed": seed,
                 "average_accuracy": run.average_accuracy,
                 "backward_transfer": run.backward_transfer,
+                "named_average_accuracy": run.named_average_accuracy,
                 "private_numbers": run.private_numbers,
                 "seconds": round(run.seconds, 3),
                 "memory": sum(run.memory.values()),
@@ -156,7 +163,14 @@ class Comparison:
             for label, runs in self.groups.items()
             for seed, run in runs.items()
         ]
-        measured = ("average_accuracy", "backward_transfer", "private_numbers", "seconds", "memory")
+        measured = (
+            "average_accuracy",
+            "backward_transfer",
+            "named_average_accuracy",
+            "private_numbers",
+            "seconds",
+            "memory",
+        )
         nothing = dict.fromkeys(measured, float("nan"))
         finals = {f"final_accuracy_task_{task + 1}": float("nan") for task in range(tasks)}
         return ended + [
@@ -225,6 +239,7 @@ def _row(label: str, runs: dict[int, Run], reference: dict[int, Run], failed: tu
         Estimate.of([run.backward_transfer for run in runs.values()]),
         Estimate.of([run.average_accuracy - other.average_accuracy for run, other in pairs]),
         Estimate.of([run.backward_transfer - other.backward_transfer for run, other in pairs]),
+        Estimate.of([run.named_average_accuracy for run in runs.values()]),
         Estimate.of([run.private_numbers for run in runs.values()]),
         Estimate.of([run.seconds for run in runs.values()]),
         Estimate.of([sum(run.memory.values()) for run in runs.values()]),

@@ -92,9 +92,19 @@ class Run:
         return metrics.average_accuracy(self.accuracy)
 
     @property
+    def named_average_accuracy(self) -> float:
+        """ACC in percent if the task's name is known, NaN where ACC is just that."""
+        return metrics.average_accuracy(self.named_accuracy)
+
+    @property
     def backward_transfer(self) -> float:
         """BWT in percent points; NaN for joint training and for a single task."""
         return metrics.backward_transfer(self.accuracy)
+
+    @property
+    def without_names(self) -> bool:
+        """Whether tasks had no name when they were tested, see ``named_accuracy``."""
+        return not np.isnan(self.named_accuracy).all()
 
     @property
     def epochs_per_task(self) -> list[int]:
@@ -129,6 +139,7 @@ class Run:
         return {
             "average_accuracy": null_nan(self.average_accuracy),
             "backward_transfer": null_nan(self.backward_transfer),
+            **({"named_average_accuracy": null_nan(self.named_average_accuracy)} if self.without_names else {}),
             "accuracy": null_nan(self.accuracy.tolist()),
             "seconds": round(self.seconds, 3),
             "run_dir": None if self.folder is None else str(self.folder),
@@ -140,7 +151,7 @@ class Run:
         return {
             "accuracy": null_nan(self.accuracy.tolist()),
             "valid_accuracy": null_nan(self.valid_accuracy.tolist()),
-            **({} if np.isnan(self.named_accuracy).all() else {"named_accuracy": null_nan(self.named_accuracy.tolist())}),
+            **({"named_accuracy": null_nan(self.named_accuracy.tolist())} if self.without_names else {}),
             "history": [asdict(epoch) for epoch in self.history],
             "memory": self.memory,
             "seconds": self.seconds,

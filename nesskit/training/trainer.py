@@ -251,7 +251,8 @@ class Trainer:
         right = torch.zeros(2, dtype=torch.int64, device=self.device)
         for batch in self._batches(data, examples, part, last):
             right += torch.stack(right_answers(self.method, self.model, batch, last + 1, self.settings.head))
-        return tuple(100 * count / len(examples.y) for count in right.tolist())  # type: ignore[return-value]
+        accuracy, named = (100 * count / len(examples.y) for count in right.tolist())
+        return accuracy, named
 
     def _batches(self, data: TaskData, examples: Examples, *purpose: int | str) -> Iterator[Batch]:
         """The batches of an evaluation.

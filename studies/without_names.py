@@ -1,0 +1,102 @@
+"""What is left of each method when nobody says which task an input belongs to.
+
+Every method of the presets is trained twice: with a head a task, whose weights are judged both with the task's name and
+by the nearest class mean (the same weights), and with one head over all classes, which belongs to what is protected.
+
+* ``digits``: permuted-digits and split-digits, every method, test data of seeds 0 to 4.
+* ``cifar``: the first four tasks of split-cifar100-16 (a reduced run), some methods, test data of seeds 1 to 3.
+
+The presets' settings were chosen with the task's name; nothing was chosen here. Prints Markdown; runs that lie in the
+folder of runs already are not done again.
+
+    python studies/without_names.py --parts digits cifar
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from reporting import print_table
+
+import nesskit
+from nesskit.experiments.running import execute_all
+from nesskit.runs import metrics
+from nesskit.runs.comparison import Estimate
+from nesskit.runs.environment import current_commit
+from nesskit.runs.record import Run
+from nesskit.settings import METHOD_SETTINGS
+
+DIGITS, DIGITS_SEEDS = ("permuted-digits", "split-digits"), (0, 1, 2, 3, 4)
+CIFAR, CIFAR_TASKS, CIFAR_SEEDS = "split-cifar100-16", 4, (1, 2, 3)
+CIFAR_METHODS = ("finetune", "gpm", "hat", "ness", "ness-soft", "ness-private", "joint")
+HEADER = ("method", "task named", "nearest mean", "one head", "one head, task named")
+
+
+def runs_of(
+    benchmark: str, method: str, head: str, seeds: Sequence[int], runs: Path, tasks: int | None = None
+) -> list[Run]:
+    """The runs of a method with that head, one a seed."""
+    wanted = [
+        dataclasses.replace(nesskit.configure(benchmark, method, seed=seed, head=head), tasks=tasks) for seed in seeds
+    ]
+    ended, failed = execute_all(wanted, runs)
+    if failed:
+        raise SystemExit(
+            "\n".join(f"{method}, head {head}, seed {failure.seed}: {failure.reason}" for failure in failed)
+        )
+    if len(ended) < len(wanted):
+        raise SystemExit("interrupted: the same command goes on")
+    return ended
+
+
+def both(matrices: Iterable[np.ndarray]) -> str:
+    """ACC / BWT over seeds, from one accuracy matrix each."""
+    matrices = list(matrices)
+    accuracy, transfer = (
+        Estimate.of([measure(matrix) for matrix in matrices])
+        for measure in (metrics.average_accuracy, metrics.backward_transfer)
+    )
+    return f"{accuracy} / {transfer}"
+
+
+def row(method: str, by_means: Sequence[Run], shared: Sequence[Run]) -> list[str]:
+    """ACC / BWT in every way that there is to judge a method."""
+    return [
+        method,
+        both(run.named_accuracy for run in by_means),
+        both(run.accuracy for run in by_means),
+        both(run.accuracy for run in shared),
+        both(run.named_accuracy for run in shared),
+    ]
+
+
+def report(benchmark: str, methods: Iterable[str], seeds: Sequence[int], runs: Path, tasks: int | None = None) -> None:
+    """A table of ``methods``; ACC / BWT in percent, mean ± standard deviation over ``seeds``."""
+    reduced = f", the first {tasks} tasks (reduced)" if tasks else ""
+    print(f"## {benchmark}{reduced}, test data of seeds {seeds}: ACC / BWT in percent\n")
+    rows = [
+        row(method, *(runs_of(benchmark, method, head, seeds, runs, tasks) for head in ("means", "shared")))
+        for method in methods
+    ]
+    print_table(HEADER, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=("digits", "cifar"), default=("digits", "cifar"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/without-names"))
+    chosen = parser.parse_args()
+    print(f"At commit {current_commit()}.\n")
+    if "digits" in chosen.parts:
+        for benchmark in DIGITS:
+            report(benchmark, METHOD_SETTINGS, DIGITS_SEEDS, chosen.runs)
+    if "cifar" in chosen.parts:
+        report(CIFAR, CIFAR_METHODS, CIFAR_SEEDS, chosen.runs, CIFAR_TASKS)
+
+
+if __name__ == "__main__":
+    main()
