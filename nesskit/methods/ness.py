@@ -234,7 +234,7 @@ class NESS(Method):
         parts = [inputs] if across else [[one] for one in inputs]
         batches = (batch for part in parts for batch in end_to_end(part, size))
         augment = self.settings.bias == "augment"
-        moments = collect_moments(model.backbone, batches, self.settings.layers or None, augment)
+        moments = collect_moments(model.backbone, batches, self._layers(model), augment)
         for name, moment in moments.items():
             if moment.count == 0:
                 raise SpectrumError(
@@ -242,6 +242,13 @@ class NESS(Method):
                     "leave it out by naming the layers to adapt in NESSSettings(layers=…)"
                 )
         return moments
+
+    def _layers(self, model: TaskModel) -> Sequence[str] | None:
+        """Names of the layers that are looked at: those of the settings, or all that the user did not freeze."""
+        if self.settings.layers:
+            return self.settings.layers
+        known = named_layers(model.backbone)
+        return [name for name, layer in known.items() if known_kind(layer).weight_of(layer).requires_grad] or None
 
     def _adapt(self, model: TaskModel) -> None:
         """Freeze the backbone, but for an update of every layer that has a free direction."""
