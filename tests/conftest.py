@@ -37,7 +37,7 @@ SLOW = {
     *("test_records", "test_run_panel", "test_scale", "test_setup", "test_speed_bench", "test_speed_whole_run"),
     *("test_subspace", "test_sweeps", "test_userfiles", "test_cifar100", "test_step_projection"),
     *("test_state_between_runs", "test_run_identity", "test_layers_projected", "test_report", "test_gpu_study"),
-    *("test_graphs", "test_protocol", "test_cuda", "test_encoder"),
+    *("test_graphs", "test_protocol", "test_cuda", "test_encoder", "test_sentences"),
 }
 
 

@@ -36,6 +36,7 @@ EXAMPLES = [
     TrainingSettings(epochs=3, optimizer="sam", lr=1e-5, lr_patience=6, sam_tasks="first"),
     NetworkSettings(widths=(64,), bias=True),
     NetworkSettings(widths=()),
+    NetworkSettings("encoder", source="a/folder", weights="random", depth=2, layers=("*.query", "whole")),
     NESSSettings(NuclearThreshold(0.001), memory="data", stability=0.5, bias="augment", layers=("fc", "conv.0")),
     NESSSettings(SoftFilter(1, "frobenius"), coefficient_decay=0.0),
     *(kind() for kind in METHOD_SETTINGS.values()),
@@ -79,10 +80,12 @@ def other_values(settings, name):
         return [choice for choice in typing.get_args(hint) if choice != value]
     if isinstance(value, bool):
         return [not value]
-    if isinstance(value, int):
-        return [value + 1]
+    if isinstance(value, int) or int in typing.get_args(hint):
+        return [(value or 0) + 1]
+    if isinstance(value, str):
+        return [f"{value} of another kind"]
     if isinstance(value, tuple):
-        return [(7,)]
+        return [("another",) if typing.get_args(hint)[0] is str else (7,)]
     return [InterferenceBudget(0.1)] if hint is Filter else [(value or 1) / 2]
 
 

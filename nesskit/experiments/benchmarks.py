@@ -158,6 +158,30 @@ def _small_cifar100() -> Benchmark:
     )
 
 
+CLINC150_TRAINING = TrainingSettings(epochs=5, batch_size=32, optimizer="adam", lr=5e-4)
+
+
+def _clinc150() -> Benchmark:
+    """Sentences of ten domains, learned by a small pretrained encoder whose linear layers are adapted.
+
+    Epochs, learning rate and threshold are a first guess.
+    """
+    preset = Preset(
+        CLINC150_TRAINING,
+        NetworkSettings("encoder"),
+        {
+            "ness": NESSSettings(FrobeniusThreshold(0.01)),
+            "ness-private": NESSPrivateSettings(filter=FrobeniusThreshold(0.01)),
+        },
+        summary="our own: the linear layers of all of MiniLM's blocks learn, a few epochs of Adam a task",
+    )
+    return Benchmark(
+        "split-clinc150",
+        "10 tasks of 15 intents: what people ask an assistant, a domain a task; pretrained encoder MiniLM",
+        {DEFAULT_PRESET: preset},
+    )
+
+
 def _paper(
     name: str,
     summary: str,
@@ -290,6 +314,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             in_text={},
         ),
         _small_cifar100(),
+        _clinc150(),
         _paper(
             "five-datasets",
             "5 tasks of 10 classes: CIFAR-10, MNIST, SVHN, Fashion-MNIST, notMNIST; reduced ResNet18",

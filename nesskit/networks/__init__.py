@@ -15,6 +15,7 @@ from nesskit.networks.encoder import Encoder
 from nesskit.networks.load import Pretrained, pretrained
 from nesskit.networks.mlp import MLP
 from nesskit.networks.resnet import ResNet18
+from nesskit.networks.sentences import build_encoder, has_tokens
 from nesskit.networks.task_model import TaskModel
 from nesskit.seeds import derive_seed
 from nesskit.settings import NetworkSettings
@@ -43,25 +44,49 @@ def build_model(
     Leaves torch's global random state as it was. All tasks have a head each, or one ``shared_head`` over all classes.
 
     Raises:
-        SettingsError: the network is none for inputs of that shape, or they are several tensors by name.
+        SettingsError: the network is none for inputs of that kind or shape.
+        DataError: a pretrained network cannot be had, or the sentences were tokenised for another one.
     """
     settings, shape = settings or NetworkSettings(), stream[0].input_shape
-    if isinstance(shape, dict):
-        raise SettingsError(
-            f"the network {settings.name} takes one tensor, but {stream.name} has the fields {', '.join(shape)}: give "
-            "fit() a TaskModel(backbone, features, class_counts) whose backbone takes them by name"
-        )
-    if settings.name != "mlp" and len(shape) != 3:
-        raise SettingsError(
-            f"the network {settings.name} takes images (channels, height, width), but {stream.name} has inputs of "
-            f"shape {shape}: use the network mlp"
-        )
+    _refuse_other_inputs(settings.name, stream)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "network"))
+        if settings.name == "encoder":
+            encoder = build_encoder(stream, settings)
+            return TaskModel(encoder.train(), encoder.width, [len(task.classes) for task in stream])
+        assert not isinstance(shape, dict), "refused above"
         backbone = _backbone(settings, shape)
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(2, *shape)).shape[1]
         return TaskModel(backbone.train(), features, [len(task.classes) for task in stream], shared_head)
+
+
+def _refuse_other_inputs(name: str, stream: TaskStream) -> None:
+    """A SettingsError if the network of that name is none for the inputs of ``stream``."""
+    shape, tokens = stream[0].input_shape, has_tokens(stream[0].train.x)
+    if name == "encoder":
+        if not tokens:
+            raise SettingsError(
+                f"the network encoder takes sentences, and {stream.name} has none: use the network mlp, or another one "
+                "for images"
+            )
+        return
+    if isinstance(shape, dict):
+        raise SettingsError(
+            f"the network {name} takes one tensor, but {stream.name} has the fields {', '.join(shape)}: give "
+            "fit() a TaskModel(backbone, features, class_counts) whose backbone takes them by name"
+            + (", or use the network encoder" if tokens else "")
+        )
+    if tokens:
+        raise SettingsError(
+            f"the network {name} computes with pixels and the like, but {stream.name} has numbers of tokens: use the "
+            "network encoder"
+        )
+    if name != "mlp" and len(shape) != 3:
+        raise SettingsError(
+            f"the network {name} takes images (channels, height, width), but {stream.name} has inputs of "
+            f"shape {shape}: use the network mlp"
+        )
 
 
 def _backbone(settings: NetworkSettings, shape: tuple[int, ...]) -> nn.Module:

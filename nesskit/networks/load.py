@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nesskit.errors import DataError
+from nesskit.errors import DataError, SettingsError
 from nesskit.networks.encoder import Encoder, Part, Pooling
 from nesskit.streams.tokens import (
     MINILM,
@@ -70,7 +70,7 @@ def pretrained(
         DataError: there is no model or no tokenizer, or they do not belong together.
         AdaptationError: the model has none of the layers that are to learn.
     """
-    model = _load_model(name_or_folder)
+    model = load_model(name_or_folder)
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
         return Pretrained(Encoder(model, pooling, layers), None, None)
     source = name_or_folder if tokenizer is None else tokenizer
@@ -84,21 +84,45 @@ def pretrained(
     return Pretrained(Encoder(model, pooling, layers), tokens, longest_input(tokens, model.config))
 
 
-def _load_model(name_or_folder: str | Path) -> nn.Module:
-    """The model without its head, all of whose weights were there; float32, whatever type they are stored in."""
-    auto, folder = from_transformers("AutoModel"), located(name_or_folder)
+def load_config(name_or_folder: str | Path, depth: int | None = None) -> Any:
+    """What ``transformers`` needs to know of a model, with ``depth`` blocks instead of all if that is given.
+
+    Raises:
+        SettingsError: ``transformers`` is not installed, or the model has fewer blocks.
+        DataError: there is no such model.
+    """
+    auto, folder = from_transformers("AutoConfig"), located(name_or_folder)
     if Path(folder).exists() and not (Path(folder) / "config.json").is_file():
         raise DataError(
             f"{folder} holds no model, since there is no config.json in it: give a folder that save_pretrained wrote"
         )
-    try:
-        with torch.random.fork_rng(devices=[]), _without_progress_bar():
-            model, report = auto.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-    except Exception as error:  # of a dozen kinds, few of them documented
-        raise DataError(
-            f"no model could be had from '{name_or_folder}' ({first_line(error)}): give '{MINILM}', a folder that "
-            "save_pretrained wrote, or a name that from_pretrained takes"
-        ) from error
+    with _told_in_a_sentence(name_or_folder):
+        config = auto.from_pretrained(folder)
+    if depth is not None:
+        if not 1 <= depth <= config.num_hidden_layers:
+            raise SettingsError(
+                f"depth must be 1 … {config.num_hidden_layers}, the blocks that '{name_or_folder}' has, got {depth}"
+            )
+        config.num_hidden_layers = depth
+    return config
+
+
+def untrained_model(config: Any) -> nn.Module:
+    """The model of :func:`load_config` with random weights as ``transformers`` draws them, from torch's generator."""
+    model: nn.Module = from_transformers("AutoModel").from_config(config, dtype=torch.float32)
+    return model
+
+
+def load_model(name_or_folder: str | Path, depth: int | None = None) -> nn.Module:
+    """The model without its head, all of whose weights were there; float32, whatever type they are stored in.
+
+    Raises:
+        SettingsError: ``transformers`` is not installed, or the model has fewer blocks than ``depth``.
+        DataError: there is no such model, or not all of it.
+    """
+    config, auto, folder = load_config(name_or_folder, depth), from_transformers("AutoModel"), located(name_or_folder)
+    with _told_in_a_sentence(name_or_folder), torch.random.fork_rng(devices=[]), _without_progress_bar():
+        model, report = auto.from_pretrained(folder, config=config, output_loading_info=True, dtype=torch.float32)
     # transformers would draw them at random and warn. A pooler is no matter: its output is not used.
     absent = [name for name in report["missing_keys"] if "pooler" not in name]
     absent += [name for name, *_ in report["mismatched_keys"]]
@@ -109,6 +133,18 @@ def _load_model(name_or_folder: str | Path) -> nn.Module:
         )
     loaded: nn.Module = model
     return loaded
+
+
+@contextmanager
+def _told_in_a_sentence(name_or_folder: str | Path) -> Iterator[None]:
+    """Whatever ``transformers`` raises, in one sentence."""
+    try:
+        yield
+    except Exception as error:  # of a dozen kinds, few of them documented
+        raise DataError(
+            f"no model could be had from '{name_or_folder}' ({first_line(error)}): give '{MINILM}', a folder that "
+            "save_pretrained wrote, or a name that from_pretrained takes"
+        ) from error
 
 
 @contextmanager

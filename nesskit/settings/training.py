@@ -80,8 +80,8 @@ class TrainingSettings:
 class NetworkSettings:
     """Which network learns; every task gets a linear head of its own on top."""
 
-    name: Literal["mlp", "alexnet", "resnet18", "convnet"] = "mlp"
-    """Architecture of the backbone that all tasks share."""
+    name: Literal["mlp", "alexnet", "resnet18", "convnet", "encoder"] = "mlp"
+    """Architecture of the backbone that all tasks share; encoder is a transformer for sentences."""
     widths: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers (mlp), or of the convolutions and, last, the linear layer (convnet)."""
     bias: bool = False
@@ -90,7 +90,21 @@ class NetworkSettings:
     """BatchNorm's statistics at test time: of the batch (paper), or running averages that NESS stops after task 1."""
     stem_stride: Literal[1, 2] = 1
     """Stride of the first convolution (resnet18 only): 1 for images of 32 × 32, 2 for 84 × 84."""
+    source: str = "minilm"
+    """Which transformer (encoder only): minilm, a folder of save_pretrained, or a name that from_pretrained takes."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """What the transformer knows at first (encoder only): what it was trained for, or nothing, drawn from the seed."""
+    depth: int | None = None
+    """How many of the transformer's blocks are there (encoder only), from the first on; None: all of them."""
+    pooling: Literal["mean", "first", "last"] = "mean"
+    """Features of a sentence (encoder only): the mean of its tokens, the first, or the last one (for decoders)."""
+    layers: tuple[str, ...] = ("blocks",)
+    """Layers that learn (encoder only): blocks, attention, feed-forward, whole, none, or names such as *.layer.5.*."""
 
     def __post_init__(self) -> None:
         check_types(self)
         require(self, "widths", all(1 <= width <= 2**20 for width in self.widths), "at least 1 each, below a million")
+        require(self, "source", bool(self.source.strip()), "minilm, a folder or a name")
+        require(self, "depth", self.depth is None or self.depth >= 1, "at least 1")
+        require(self, "layers", all(isinstance(name, str) and name for name in self.layers), "names of layers")
+        require(self, "layers", bool(self.layers), "blocks, none, or names of layers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -201,11 +201,14 @@ class TaskStream(Sequence[Task]):
         name: the name that :func:`nesskit.load_stream` knows it by.
         tasks: any sequence, so a long stream may make its tasks on demand.
         checksums: SHA-256 of every data source, for the record of a run.
+        tokenizer: what made tokens of the sentences, as :func:`nesskit.pretrained` knows it; None: there are none, or
+            nobody knows.
     """
 
     name: str
     tasks: Sequence[Task]
     checksums: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         if not len(self.tasks):
@@ -230,7 +233,7 @@ class TaskStream(Sequence[Task]):
             raise DataError(
                 f"stream '{self.name}' has {len(self)} tasks, so a number of tasks must be 1 … {len(self)}, got {count}"
             )
-        return TaskStream(self.name, self.tasks[:count], self.checksums)
+        return replace(self, tasks=self.tasks[:count])
 
 
 def split_validation(examples: Examples, share: float) -> tuple[Examples, Examples]:

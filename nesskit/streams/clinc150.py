@@ -66,7 +66,8 @@ def split_clinc150(seed: int, validation_share: float = 0.0) -> TaskStream:
         tasks.append(Task(domain, intents, train, valid if validation_share > 0 else unused, test))
     checksums = {name: file.sha256 for name, file in files.items()}
     vocabulary = Path(located(MINILM)) / "tokenizer.json"
-    return TaskStream(NAME, tuple(tasks), checksums | {f"{MINILM}, {vocabulary.name}": sha256_of(vocabulary)})
+    checksums |= {f"{MINILM}, {vocabulary.name}": sha256_of(vocabulary)}
+    return TaskStream(NAME, tuple(tasks), checksums, tokenizer=MINILM)
 
 
 def read_clinc150(full: Path, domains: Path) -> Clinc150:

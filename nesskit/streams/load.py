@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nesskit import userfiles
@@ -78,4 +79,4 @@ def _own_stream(reference: userfiles.Reference, seed: int, validation_share: flo
     if not isinstance(stream, TaskStream):
         raise UserFileError(f"{reference} must return a TaskStream, but returned a {type(stream).__name__}")
     checksums = {**stream.checksums, reference.path: userfiles.checksum(reference.path)}
-    return TaskStream(str(reference), stream.tasks, checksums)
+    return replace(stream, name=str(reference), checksums=checksums)

@@ -66,8 +66,7 @@ def load_tokenizer(name_or_folder: str | Path = MINILM) -> Any:
     """
     auto, folder = from_transformers("AutoTokenizer"), located(name_or_folder)
     # transformers makes an empty tokenizer where there is none, which takes every word for an unknown one.
-    files = (file.name for file in Path(folder).glob("*"))
-    if Path(folder).is_dir() and not any(name.startswith(TOKENIZER_FILES) or name.endswith(".model") for name in files):
+    if not may_have_tokenizer(folder):
         raise DataError(f"{folder} holds no tokenizer: give the folder of one, which its save_pretrained wrote")
     try:
         return auto.from_pretrained(folder)
@@ -76,6 +75,13 @@ def load_tokenizer(name_or_folder: str | Path = MINILM) -> Any:
             f"no tokenizer could be had from '{name_or_folder}' ({first_line(error)}): give the folder of one, which "
             "its save_pretrained wrote"
         ) from error
+
+
+def may_have_tokenizer(name_or_folder: str | Path) -> bool:
+    """Whether a folder has the files of a tokenizer; of a name that is no folder here nobody knows."""
+    folder = Path(located(name_or_folder))
+    files = (file.name for file in folder.glob("*"))
+    return not folder.is_dir() or any(n.startswith(TOKENIZER_FILES) or n.endswith(".model") for n in files)
 
 
 def longest_input(tokenizer: Any, config: Any = None) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from nesskit.errors import NesskitError
+from nesskit.experiments.remarks import complete
 from nesskit.methods import METHODS
 from nesskit.plots import display_name
 from nesskit.runs.folder import RunFolder
@@ -82,7 +83,7 @@ def _speed(runs: Iterable[Run], settings: RunSettings, device: str, which: str) 
 def _is_alike(run: Run, settings: RunSettings) -> bool:
     """Whether an epoch of ``run`` cost about what one of ``settings`` will."""
     training = run.config.get("training")
-    if not isinstance(training, dict) or run.config.get("network") != to_dict(settings.network):
+    if not isinstance(training, dict) or complete(run.config).get("network") != to_dict(settings.network):
         return False
     ours = to_dict(settings.training)
     return all(training.get(key) == ours[key] for key in ALIKE)
