@@ -53,7 +53,7 @@ def build_model(
         torch.manual_seed(derive_seed(seed, "network"))
         if settings.name == "encoder":
             encoder = build_encoder(stream, settings)
-            return TaskModel(encoder.train(), encoder.width, [len(task.classes) for task in stream])
+            return TaskModel(encoder.train(), encoder.width, [len(task.classes) for task in stream], shared_head)
         assert not isinstance(shape, dict), "refused above"
         backbone = _backbone(settings, shape)
         with torch.no_grad():
