@@ -13,7 +13,7 @@ import copy
 import importlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -139,25 +139,16 @@ def from_peft(model: Model, folder: str | Path, same_base: bool = False) -> Mode
     if not same_base:
         _refuse_other_base(config, transformer, folder)
     updates, biases = _read(peft, transformer, config, folder)
-    bases, coefficients = {}, {}
-    for name, update in updates.items():
-        layer = transformer.get_submodule(name)
-        weight = known_kind(layer).weight_of(layer)
-        if not weight.requires_grad:
-            raise AdaptationError(
-                f"layer '{name}', which the adapter changes, is frozen: let it learn with requires_grad_(True), or "
-                "take an Encoder with those layers"
-            )
-        bases[name], coefficients[name] = _orthonormal(update)
-    own = dict(transformer.named_parameters(remove_duplicate=False))
-    then = {name: own[name].detach().clone() for name in biases}
-    _put(own, biases)
+    _refuse_frozen(transformer, updates)
+    factors = {name: _orthonormal(update) for name, update in updates.items()}
+    then = {name: transformer.get_parameter(name).detach().clone() for name in biases}
+    _put(transformer, biases)
     try:
-        adapt(transformer, bases)
+        adapt(transformer, {name: U for name, (U, _) in factors.items()})
     except AdaptationError:
-        _put(own, then)
+        _put(transformer, then)
         raise
-    _put({name: layer.trained for name, layer in adapted_layers(transformer).items()}, coefficients)
+    _put(transformer, {f"{name}.coefficients": V for name, (_, V) in factors.items()})
     return model
 
 
@@ -202,6 +193,17 @@ def _refuse_what_stays_outside(model: nn.Module, transformer: nn.Module) -> None
         )
 
 
+def _refuse_frozen(transformer: nn.Module, names: Iterable[str]) -> None:
+    """An AdaptationError for a layer that would stay as it is."""
+    for name in names:
+        layer = transformer.get_submodule(name)
+        if not known_kind(layer).weight_of(layer).requires_grad:
+            raise AdaptationError(
+                f"layer '{name}', which the adapter changes, is frozen: let it learn with requires_grad_(True), or "
+                "take an Encoder with those layers"
+            )
+
+
 # ------------------------------------------------------------------------------------------------- what was learned
 
 
@@ -239,8 +241,8 @@ def _update_of(layer: NESSLayer) -> LowRank:
     d = layer.kind.dimension(layer)
     if isinstance(layer, Factored):
         return LowRank(layer.basis[:d].T, layer.coefficients.T)
-    update = layer.update_matrix()[:, :d]
-    return _factors(update, torch.finfo(update.dtype).eps * float(torch.linalg.vector_norm(update)))
+    factors = _factors(layer.update_matrix()[:, :d], 0)
+    return LowRank(factors.A[: layer.rank], factors.B[:, : layer.rank])  # what is beyond is round-off
 
 
 def _changes(transformer: nn.Module, weights: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, LowRank]:
@@ -313,9 +315,10 @@ def _has_place(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _put(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def _put(transformer: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Parameters by name ← values."""
     for name, value in values.items():
-        parameters[name].copy_(value)
+        transformer.get_parameter(name).copy_(value)
 
 
 # ------------------------------------------------------------------------------------------------- the folder
@@ -346,7 +349,8 @@ def _wrap(peft: Any, home: nn.Module, config: Any) -> Any:
     with torch.device("meta"):
         empty: Any = type(home)(copy.deepcopy(home.config))
     empty.name_or_path = _name_of(home)
-    return peft.get_peft_model(empty, config, low_cpu_mem_usage=True)
+    with torch.random.fork_rng(devices=[]):  # peft draws first values, for which there is no use
+        return peft.get_peft_model(empty, config, low_cpu_mem_usage=True)
 
 
 def _peft_state(wrapped: Any, updates: Mapping[str, LowRank], biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -446,7 +450,11 @@ def _read(peft: Any, transformer: nn.Module, config: Any, folder: Path) -> tuple
             raise DataError(f"the adapter in {folder} changes layer '{layer}', which cannot be adapted here")
         own = {_place_of(key)[1]: tensor for key, tensor in tensors.items() if _place_of(key)[0] == layer}
         updates[layer] = LowRank(own["A"].flatten(1), scales[layer] * own["B"].flatten(1))
-    return updates, {_place_of(key)[0]: value for key, value in tensors.items() if not _place_of(key)[1]}
+    biases = {_place_of(key)[0]: value for key, value in tensors.items() if not _place_of(key)[1]}
+    absent = biases.keys() - dict(transformer.named_parameters(remove_duplicate=False)).keys()
+    if absent:
+        raise DataError(f"the adapter in {folder} brings '{min(absent)}', which this model does not have")
+    return updates, biases
 
 
 def _scales(wrapped: Any) -> dict[str, float]:
