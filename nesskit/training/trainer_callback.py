@@ -204,6 +204,7 @@ class TaskModule(nn.Module):
         normalisation: of its inputs.
     """
 
+    config = None  # of transformers' own models; the Trainer looks for one
     accepts_loss_kwargs = False  # the loss is a mean, whatever the Trainer offers to divide it by
 
     def __init__(self, model: TaskModel, method: Method) -> None:
