@@ -195,10 +195,11 @@ def test_the_base_may_be_a_folder_which_the_adapter_then_names(tmp_path):
     adapt(Encoder(model), [token_batch(generator(1), n=2)])
     randomise(model)
     while_open = nesskit.to_peft(model, tmp_path / "open")
+    with_base = nesskit.to_peft(model, tmp_path / "open, from a base", base=str(tmp_path / "base"))
     nesskit.merge(model)
     merged = nesskit.to_peft(model, tmp_path / "merged", base=tmp_path / "base")
     batch = token_batch(generator())
-    for adapter in (while_open, merged):
+    for adapter in (while_open, with_base, merged):
         assert settings_of(adapter)["base_model_name_or_path"] == str(tmp_path / "base")
         plain = transformers.AutoModel.from_pretrained(tmp_path / "base")
         torch.testing.assert_close(hidden(loaded_by_peft(plain, adapter), batch), hidden(model, batch), **CLOSE)
@@ -313,6 +314,18 @@ def test_nothing_is_overwritten(tmp_path):
     assert (nesskit.to_peft(model, tmp_path / "empty") / "adapter_config.json").is_file()
 
 
+def test_of_an_adapter_that_could_not_be_written_nothing_is_left(tmp_path, monkeypatch):
+    model, _ = open_model(bert, token_batch)
+
+    def full_disk(tensors, path, metadata):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("peft.peft_model.safe_save_file", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        nesskit.to_peft(model, tmp_path / "adapter")
+    assert not list(tmp_path.iterdir())
+
+
 def closed_models():
     torch.manual_seed(0)
     with_norm = bert()
@@ -344,7 +357,14 @@ def test_what_no_adapter_can_hold_is_refused(case, tmp_path):
 
 def test_a_model_that_is_its_base_has_no_adapter(tmp_path):
     model = bert()
-    refused(AdaptationError, "the model is its base", nesskit.to_peft, model, tmp_path / "a", base=copy.deepcopy(model))
+    refused(
+        AdaptationError,
+        "no layer has other weights than the base",
+        nesskit.to_peft,
+        model,
+        tmp_path / "a",
+        base=copy.deepcopy(model),
+    )
     assert not list(tmp_path.iterdir())
 
 

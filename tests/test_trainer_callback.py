@@ -123,17 +123,24 @@ def accuracies(model, stream):
 
 
 METHODS = {"ness": ness, "gpm": lambda: make_method("gpm"), "ewc": lambda: make_method("ewc")}
+METHODS["ness-private"] = lambda: make_method("ness-private")
+
+
+def learned_by(model):
+    """Every weight, and what single tasks have for themselves."""
+    return dict(model.named_parameters()) | model.private.content()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_from_the_same_batches_come_the_same_weights(name, tmp_path):
     stream, ours = text_stream(0), text_model()
-    first, theirs = copy.deepcopy(ours.state_dict()), copy.deepcopy(ours)
+    first, theirs = copy.deepcopy(learned_by(ours)), copy.deepcopy(ours)
     run = fit(ours, stream, METHODS[name](), training(epochs=EPOCHS, kept_weights="last"), seed=5)
     callback = NullSpaceCallback(theirs, METHODS[name](), seed=5)
     learn_by_trainer(callback, stream, tmp_path, our_order=5)
-    expected, found = ours.state_dict(), theirs.state_dict()
-    assert any((expected[key] - first[key]).abs().max() > 0.1 for key in expected)
+    expected, found = learned_by(ours), learned_by(theirs)
+    assert any((expected[key] - first[key]).abs().max() > 0.1 for key in first)
+    assert expected.keys() == found.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-5)
     assert accuracies(theirs, stream) == pytest.approx(run.accuracy[-1].tolist(), abs=1e-3)
@@ -197,6 +204,35 @@ def test_only_what_the_method_trains_learns_while_a_task_is_open(tmp_path):
     callback.end_task()
     assert {name: p.requires_grad for name, p in model.named_parameters()} == before
     assert callback.tasks_done == 2
+
+
+class Interrupting(transformers.TrainerCallback):
+    """Somebody presses ctrl-c while the optimizer is about to take its third step."""
+
+    def on_pre_optimizer_step(self, args, state, control, **given):
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["ness", "gpm"])
+def test_after_an_interrupt_the_task_is_still_open(name, tmp_path):
+    torch.manual_seed(3)
+    encoder, stream = Encoder(bert()), two_tasks(token_batch)
+    model = TaskModel(encoder, encoder.width, [3, 3])
+    callback = NullSpaceCallback(model, strict(name))
+    learn_by_trainer(callback, stream[:1], tmp_path)
+    before, examples = copy.deepcopy(model), callback.begin_task(stream[1])
+    options = {"train_dataset": examples, "callbacks": [callback, Interrupting()]}
+    interrupted = transformers.Trainer(callback.module, arguments(tmp_path, **DECAYING), **options)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    assert callback.tasks_done == 1
+    trainer_of(callback, examples, tmp_path, **DECAYING).train()
+    assert callback.tasks_done == 2
+    assert not nesskit.adapted_layers(model)
+    old, new = (features_of(model, task.train.x) - features_of(before, task.train.x) for task in stream)
+    assert old.abs().max() < 1e-5
+    assert new.abs().max() > 1e-2
 
 
 def images():

@@ -97,7 +97,7 @@ def to_peft(model: nn.Module, folder: str | Path, base: nn.Module | str | Path |
     biases = {name: value for name, value in weights.items() if _is_bias(name)}
     biased = any(not torch.equal(value, before[name].to(value)) for name, value in biases.items())
     if not updates:
-        raise AdaptationError("no layer has an update that an adapter could hold: the model is its base")
+        raise AdaptationError("no layer has other weights than the base, so there is no update for an adapter to hold")
     wrapped = _with_places(peft, home, updates, biased)
     state = _peft_state(wrapped, updates, biases if biased else {})
     folder.parent.mkdir(parents=True, exist_ok=True)

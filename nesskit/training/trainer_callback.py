@@ -155,6 +155,7 @@ class NullSpaceCallback:
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Refuse what would not learn the task that was begun."""
+        self._step.close()  # of a train() that was interrupted in the middle of one
         if self._task is None:
             raise TrainingError("no task was begun: call begin_task(task) before the Trainer is made")
         if args.world_size > 1 or args.n_gpu > 1:
