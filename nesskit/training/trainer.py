@@ -25,7 +25,7 @@ from nesskit.runs.record import EpochRecord, Run
 from nesskit.seeds import derive_seed
 from nesskit.settings import TrainingSettings
 from nesskit.streams.base import Examples, TaskStream, normalise
-from nesskit.streams.batches import Batch, MixedData, TaskData, pieces
+from nesskit.streams.batches import Batch, MixedData, TaskData
 from nesskit.training.answers import class_means, right_answers
 from nesskit.training.averaging import WeightAverage
 from nesskit.training.graphs import make_steps
@@ -281,7 +281,7 @@ class Trainer:
 
         Fixed, the same examples always share one; reshuffled, ``purpose`` and the task draw them.
         """
-        order = None
+        order = data.shortest_first(examples)
         if self.settings.evaluation_order == "reshuffled":
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "evaluation", *purpose, data.index))
             order = torch.randperm(len(examples.y), generator=generator)
@@ -357,9 +357,7 @@ def _shuffled(
     """All training examples once, in batches of one task each, in random order: the task and the rows of each batch."""
     batches = []
     for task_data in data:
-        order = torch.randperm(len(task_data.train.y), generator=generator)
-        rows = pieces(order.to(task_data.train.y.device), batch_size, task_data.company)
-        batches += [(task_data, part) for part in rows]
+        batches += [(task_data, rows) for rows in task_data.shuffled(batch_size, generator)]
     if len(data) == 1:
         yield from batches
         return
