@@ -208,7 +208,7 @@ def test_one_object_serves_two_runs_alike():
 # What is measured ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["finetune", "ness", "joint"])
+@pytest.mark.parametrize("name", ["finetune", "ness", "joint", "lora", "hat"])
 def test_kept_similarity_is_that_of_scipy_after_every_task(name):
     network = model()
     states = [features(network, HELD_OUT)]
@@ -221,6 +221,12 @@ def test_kept_similarity_is_that_of_scipy_after_every_task(name):
     first, *later = (1 - pdist(state, "cosine") for state in states)
     assert run.kept_similarity == pytest.approx([spearmanr(first, state).statistic for state in later], abs=1e-3)
     assert len(run.kept_similarity) == len(run.trained_numbers) == (1 if name == "joint" else 3)
+
+
+def test_a_backbone_that_never_learns_keeps_everything():
+    run = fit(model(), known(), "frozen", SHORT)
+    assert run.kept_similarity == pytest.approx([1, 1, 1])
+    assert run.trained_numbers == [40 * CLASSES] * 3
 
 
 def test_what_is_protected_is_kept():
