@@ -64,6 +64,9 @@ class NESSSettings(MethodSettings):
     """frozen: biases stay as task 1 left them (paper); augment: a constant input 1 protects them too."""
     layers: tuple[str, ...] = ()
     """Names of the layers to adapt; empty: every Linear and Conv2d of the backbone."""
+    protect: Literal["tasks", "reference"] = "tasks"
+    """tasks: inputs of earlier tasks; reference: those of the stream's reference too, so that what a pretrained network
+    knows is protected before the first task, which learns in a null space as well."""
 
     def __post_init__(self) -> None:
         check_types(self)
