@@ -16,6 +16,7 @@ from nesskit.analysis import effective_rank as effective_rank
 from nesskit.analysis import feature_drift as feature_drift
 from nesskit.analysis import interference_by_rank as interference_by_rank
 from nesskit.analysis import interference_of_profile as interference_of_profile
+from nesskit.analysis import kept_similarity as kept_similarity
 from nesskit.analysis import layer_weights as layer_weights
 from nesskit.analysis import measured_interference as measured_interference
 from nesskit.analysis import null_space_history as null_space_history

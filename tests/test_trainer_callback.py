@@ -24,9 +24,10 @@ from nesskit import (
     TaskStream,
     fit,
 )
-from nesskit.errors import SettingsError, TrainingError
+from nesskit.errors import DataError, SettingsError, TrainingError
 from nesskit.methods import make_method
 from nesskit.seeds import derive_seed
+from nesskit.streams.batches import TaskData
 
 transformers = pytest.importorskip("transformers", reason="pip install 'nesskit[text]'")
 pytest.importorskip("accelerate", reason="pip install 'nesskit[text]'")
@@ -64,18 +65,18 @@ def ness():
 
 
 class OurOrder(Sampler):
-    """The order in which our loop shows the examples of a task."""
+    """The order in which our loop shows the examples of a task, whose number the batches divide."""
 
-    def __init__(self, count, seed, task):
-        self.count, self.seed, self.task, self.epoch = count, seed, task, 0
+    def __init__(self, task, seed, number):
+        self.data, self.seed, self.epoch = TaskData(task, number, torch.device("cpu")), seed, 0
 
     def __len__(self):
-        return self.count
+        return len(self.data.train.y)
 
     def __iter__(self):
-        draw = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", self.task, self.epoch))
+        draw = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", self.data.index, self.epoch))
         self.epoch += 1
-        return iter(torch.randperm(self.count, generator=draw).tolist())
+        return iter(torch.cat(list(self.data.shuffled(16, draw))).tolist())
 
 
 class Ordered(transformers.Trainer):
@@ -110,7 +111,7 @@ def learn_by_trainer(callback, stream, folder, our_order=None, after_each=lambda
         options = {"train_dataset": examples, "callbacks": [callback], "optimizers": optimizers}
         trainer = Ordered(callback.module, arguments(folder, **changes), **options)
         if our_order is not None:
-            trainer.sampler = OurOrder(len(examples), our_order, number)
+            trainer.sampler = OurOrder(task, our_order, number)
         trainer.train()
         after_each()
 
@@ -123,6 +124,7 @@ def accuracies(model, stream):
 
 
 METHODS = {"ness": ness, "gpm": lambda: make_method("gpm"), "ewc": lambda: make_method("ewc")}
+METHODS["lora"] = lambda: make_method("lora")
 METHODS["ness-private"] = lambda: make_method("ness-private")
 
 
@@ -138,6 +140,7 @@ def test_from_the_same_batches_come_the_same_weights(name, tmp_path):
     run = fit(ours, stream, METHODS[name](), training(epochs=EPOCHS, kept_weights="last"), seed=5)
     callback = NullSpaceCallback(theirs, METHODS[name](), seed=5)
     learn_by_trainer(callback, stream, tmp_path, our_order=5)
+    callback.end_run()
     expected, found = learned_by(ours), learned_by(theirs)
     assert any((expected[key] - first[key]).abs().max() > 0.1 for key in first)
     assert expected.keys() == found.keys()
@@ -159,6 +162,20 @@ def test_in_its_own_order_the_trainer_is_as_accurate_as_our_loop(tmp_path):
         theirs.append(statistics.mean(accuracies(other, stream)))
     assert min(ours) > 80  # by chance 33
     assert abs(statistics.mean(ours) - statistics.mean(theirs)) <= statistics.stdev(ours)
+
+
+def test_what_the_network_knew_is_protected_before_the_first_task(tmp_path):
+    stream, reference = text_stream(0), sentences(torch.arange(6) % CLASSES, 2, torch.Generator().manual_seed(9))
+    ours = text_model()
+    theirs, method = copy.deepcopy(ours), NESS(NESSSettings(FrobeniusThreshold(0.01), protect="reference"))
+    known = TaskStream("with reference", stream.tasks, reference=reference)
+    fit(ours, known, method, training(epochs=2, kept_weights="last"), seed=5)
+    with pytest.raises(DataError, match="needs inputs that stand for what the network knows"):
+        NullSpaceCallback(theirs, method).begin_task(stream[0])
+    callback = NullSpaceCallback(theirs, method, seed=5, reference=reference)
+    learn_by_trainer(callback, stream, tmp_path, our_order=5, num_train_epochs=2)
+    for key, value in ours.named_parameters():
+        torch.testing.assert_close(theirs.get_parameter(key), value, atol=1e-5, rtol=1e-5)
 
 
 DECAYING = {"optim": "adamw_torch", "learning_rate": 0.01, "weight_decay": 0.1, "max_grad_norm": 1.0}

@@ -22,9 +22,9 @@ from nesskit.networks.task_model import TaskModel
 from nesskit.seeds import derive_seed
 from nesskit.settings import TrainingSettings
 from nesskit.spectra.profile import LayerProfile
-from nesskit.streams.base import Examples, Task, normalise
+from nesskit.streams.base import Examples, Task, TaskStream, normalise
 from nesskit.streams.batches import Batch, TaskData
-from nesskit.streams.fields import Fields, Inputs, in_memory
+from nesskit.streams.fields import Fields, Inputs, Stored, in_memory
 from nesskit.streams.tokens import from_transformers
 from nesskit.training.trainer import keep_frozen_statistics
 
@@ -38,6 +38,7 @@ class NullSpaceCallback:
         for task in stream:
             examples = callback.begin_task(task)
             Trainer(callback.module, arguments, train_dataset=examples, callbacks=[callback]).train()
+        callback.end_run()
 
     The end of ``train()`` ends the task: updates are merged, and what the layers see of its training examples is added
     to the moments. After an interrupt the task is still open: ``train()`` again, or :meth:`end_task`.
@@ -49,6 +50,7 @@ class NullSpaceCallback:
         model: with a head for each task; trained in place.
         method: a method that leaves its step to an optimizer, or the name of one: NESS, the subspace methods, EWC, …
         seed: of what the method draws at the beginning and at the end of a task.
+        reference: inputs of no task that the method is to protect before the first, see :class:`TaskStream`.
 
     Attributes:
         module: what the Trainer trains: takes ``labels`` beside the inputs, and returns ``loss`` and ``logits`` of the
@@ -66,8 +68,10 @@ class NullSpaceCallback:
         derived = cls if issubclass(cls, base) else type(cls.__name__, (cls, base), {"__doc__": cls.__doc__})
         return object.__new__(derived)
 
-    def __init__(self, model: TaskModel, method: Method | str = "ness", seed: int = 0) -> None:
-        self.model, self.seed = model, seed
+    def __init__(
+        self, model: TaskModel, method: Method | str = "ness", seed: int = 0, reference: Stored | None = None
+    ) -> None:
+        self.model, self.seed, self.reference = model, seed, reference
         self.method = make_method(method) if isinstance(method, str) else method
         _refuse_own_steps(self.method)
         model.forget_own_parts()
@@ -90,6 +94,7 @@ class NullSpaceCallback:
 
         Raises:
             TrainingError: a task is still open, or the model has no head for this one.
+            DataError: the method protects reference inputs, and there are none, or none such as the task's.
         """
         index = self.tasks_done
         if self._task is not None:
@@ -101,8 +106,12 @@ class NullSpaceCallback:
                 f"are for {heads}"
             )
         data = self._data(task)
+        stream = TaskStream(task.name, [task], reference=self.reference)
         self.method.check_inputs(task.normalise(task.train.x[:2]))
+        self.method.check_stream(stream)
         self.model.see(index + 1)
+        if index == 0:
+            self.method.begin_stream(self.model, stream)
         with self._noise("begin task"):
             self.method.begin_task(self.model, data)
         self._task, self.module.task, self.module.normalisation = task, index, task.normalisation
@@ -132,6 +141,10 @@ class NullSpaceCallback:
         with self._noise("end task"):
             self.profiles.extend(self.method.end_task(self.model, self._data(self._task)))
         self._task, self._frozen, self.tasks_done = None, [], self.tasks_done + 1
+
+    def end_run(self) -> None:
+        """Leave an ordinary model behind, as after the last task a method may want it; NESS has merged everything."""
+        self.method.end_run(self.model)
 
     def _data(self, task: Task) -> TaskData:
         device = next(self.model.parameters()).device
