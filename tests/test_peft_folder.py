@@ -26,6 +26,7 @@ import nesskit
 from nesskit import Encoder, FrobeniusThreshold, NESSSettings, TaskModel, adapted_layers, collect_moments, fit
 from nesskit.errors import AdaptationError, DataError, SettingsError, UserFileError
 from nesskit.methods import make_method
+from nesskit.streams.batches import TaskData
 
 transformers = pytest.importorskip("transformers", reason="pip install 'nesskit[text]'")
 peft = pytest.importorskip("peft", reason="pip install 'nesskit[text]'")
@@ -394,6 +395,23 @@ def test_parts_of_single_tasks_are_refused(tmp_path):
     model.scaled.keep(0, layer, (torch.eye(32, 2), torch.eye(2)))
     refused(AdaptationError, "single tasks have parts of their own", nesskit.to_peft, model, tmp_path / "adapter")
     assert not list(tmp_path.iterdir())
+
+
+def test_updates_of_the_method_lora_are_written_once_its_run_is_over(tmp_path):
+    torch.manual_seed(0)
+    model = bert()
+    plain, encoder, method = copy.deepcopy(model), Encoder(model), make_method("lora")
+    learned, batch = TaskModel(encoder, encoder.width, [3, 3]), token_batch(generator())
+    method.begin_task(learned, TaskData(two_tasks(token_batch)[0], 0, torch.device("cpu")))
+    refused(
+        AdaptationError, r"the method LoRA .*: its end_run\(model\) first", nesskit.to_peft, learned, tmp_path / "a"
+    )
+    for update in method.updates.values():
+        nn.init.normal_(update.B, std=0.1)
+    method.end_run(learned)
+    adapter = nesskit.to_peft(learned, tmp_path / "a", base=plain)
+    assert settings_of(adapter)["r"] == method.settings.rank
+    torch.testing.assert_close(hidden(loaded_by_peft(plain, adapter), batch), hidden(model, batch), **CLOSE)
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path):

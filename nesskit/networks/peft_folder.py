@@ -14,7 +14,6 @@ import importlib
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from nesskit.adaptation.adapt import adapt, adapted_layers
 from nesskit.adaptation.layers import Factored, NESSLayer
+from nesskit.adaptation.low_rank import Factors, low_rank_updates
 from nesskit.adaptation.weights import Kind, kind_of, known_kind
 from nesskit.errors import AdaptationError, DataError, SettingsError, UserFileError
 from nesskit.networks.load import load_model
@@ -40,19 +40,6 @@ UNDERSTOOD = {
 """Settings of an adapter whose value may be any: peft heeds them, or they do not matter once it is learned."""
 HARMLESS_STARTS = (True, False, "gaussian")  # values of init_lora_weights; the others change the base model, too
 OURS = ("basis", "coefficients", "occupied", "update")
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """What is added to a weight (d_out, d): B A, with A (r, d) and B (d_out, r)."""
-
-    A: Tensor
-    B: Tensor
-
-    @property
-    def rank(self) -> int:
-        """r."""
-        return self.A.shape[0]
 
 
 def to_peft(model: nn.Module, folder: str | Path, base: nn.Module | str | Path | None = None) -> Path:
@@ -187,6 +174,8 @@ def _refuse_what_stays_outside(model: nn.Module, transformer: nn.Module) -> None
     outside = [name for name, layer in adapted_layers(model).items() if layer not in within]
     if outside:
         raise AdaptationError(f"layer '{outside[0]}' has an update, but is no part of the model of transformers")
+    if low_rank_updates(model):
+        raise AdaptationError("the updates of the method LoRA are no part of the weights yet: its end_run(model) first")
     if any(isinstance(module, TaskModel) and module.tasks_have_parts for module in model.modules()):
         raise AdaptationError(
             "single tasks have parts of their own beside the shared weights, which one adapter cannot hold"
@@ -221,7 +210,7 @@ def _weights(transformer: nn.Module) -> dict[str, Tensor]:
     return values
 
 
-def _open_updates(transformer: nn.Module) -> dict[str, LowRank]:
+def _open_updates(transformer: nn.Module) -> dict[str, Factors]:
     """ΔW of every open layer that has a free direction."""
     layers = adapted_layers(transformer)
     if not layers:
@@ -232,20 +221,20 @@ def _open_updates(transformer: nn.Module) -> dict[str, LowRank]:
     if closed:
         raise AdaptationError(f"peft has no adapter for layer '{closed[0]}', a {layers[closed[0]].kind.description}")
     updates = {name: _update_of(layer) for name, layer in layers.items()}
-    return {name: update for name, update in updates.items() if update.rank}
+    return {name: update for name, update in updates.items() if _rank(update)}
 
 
 @torch.no_grad()
-def _update_of(layer: NESSLayer) -> LowRank:
+def _update_of(layer: NESSLayer) -> Factors:
     """ΔW of an open layer: A = Uᵀ and B = Vᵀ as they are, of the projected form as factors."""
     d = layer.kind.dimension(layer)
     if isinstance(layer, Factored):
-        return LowRank(layer.basis[:d].T, layer.coefficients.T)
-    factors = _factors(layer.update_matrix()[:, :d], 0)
-    return LowRank(factors.A[: layer.rank], factors.B[:, : layer.rank])  # what is beyond is round-off
+        return layer.basis[:d].T, layer.coefficients.T
+    A, B = _factors(layer.update_matrix()[:, :d], 0)
+    return A[: layer.rank], B[:, : layer.rank]  # what is beyond is round-off
 
 
-def _changes(transformer: nn.Module, weights: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, LowRank]:
+def _changes(transformer: nn.Module, weights: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Factors]:
     """What makes each layer another one than in the base model."""
     if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in before.items()}:
         odd = next(n for n in [*weights, *before] if n not in weights or n not in before or _differ(weights, before, n))
@@ -266,7 +255,7 @@ def _changes(transformer: nn.Module, weights: Mapping[str, Tensor], before: Mapp
         kind = known_kind(owners[name])
         matrices = (kind.layout.matrix(owners[name], value) for value in (changes[name], weights[name]))
         update = _change_of(*matrices)
-        if update.rank:
+        if _rank(update):
             updates[name.rpartition(".")[0]] = update
     return updates
 
@@ -275,7 +264,7 @@ def _differ(weights: Mapping[str, Tensor], before: Mapping[str, Tensor], name: s
     return weights[name].shape != before[name].shape
 
 
-def _change_of(change: Tensor, weight: Tensor) -> LowRank:
+def _change_of(change: Tensor, weight: Tensor) -> Factors:
     """W - W_base (d_out, d) without what is mere rounding of W.
 
     The rounding of every entry to ε makes a random matrix, whose norm is about ε ‖W‖_F/√min(d_out, d); a run of ten
@@ -283,23 +272,28 @@ def _change_of(change: Tensor, weight: Tensor) -> LowRank:
     """
     precise = weight.dtype if weight.dtype.itemsize >= 4 else torch.float32
     noise = torch.finfo(weight.dtype).eps * float(torch.linalg.vector_norm(weight.double())) / min(weight.shape) ** 0.5
-    factors = _factors(change, 2 * noise)
-    return LowRank(factors.A.to(precise), factors.B.to(precise))
+    A, B = _factors(change, 2 * noise)
+    return A.to(precise), B.to(precise)
 
 
-def _factors(matrix: Tensor, above: float) -> LowRank:
+def _factors(matrix: Tensor, above: float) -> Factors:
     """``matrix`` (d_out, d) as B A with orthonormal rows of A, of as many singular values as are larger than given."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     kept = values > above
-    return LowRank(right[kept], left[:, kept] * values[kept])
+    return right[kept], left[:, kept] * values[kept]
 
 
-def _orthonormal(update: LowRank) -> tuple[Tensor, Tensor]:
+def _orthonormal(update: Factors) -> tuple[Tensor, Tensor]:
     """U (d, r), an orthonormal basis of the rows of A, and V (r, d_out) with U V = (B A)ᵀ; both in float64."""
-    A, B = update.A.double(), update.B.double()
+    A, B = (factor.double() for factor in update)
     directions, values, _ = torch.linalg.svd(A.T, full_matrices=False)
     U = directions[:, values > 1e-7 * values.max()] if len(values) else directions
     return U, (U.T @ A.T) @ B.T
+
+
+def _rank(update: Factors) -> int:
+    """r."""
+    return len(update[0])
 
 
 def _is_bias(name: str) -> bool:
@@ -324,9 +318,9 @@ def _put(transformer: nn.Module, values: Mapping[str, Tensor]) -> None:
 # ------------------------------------------------------------------------------------------------- the folder
 
 
-def _with_places(peft: Any, home: nn.Module, updates: Mapping[str, LowRank], biased: bool) -> Any:
+def _with_places(peft: Any, home: nn.Module, updates: Mapping[str, Factors], biased: bool) -> Any:
     """A model like ``home``, but without weights, with places for the updates, of scale 1, as peft makes them."""
-    ranks = {name: update.rank for name, update in updates.items()}
+    ranks = {name: _rank(update) for name, update in updates.items()}
     most = max(ranks.values())
     # A pattern also fits longer names that end with it, so that these come first.
     others = {name: ranks[name] for name in sorted(ranks, key=len, reverse=True) if ranks[name] != most}
@@ -353,13 +347,14 @@ def _wrap(peft: Any, home: nn.Module, config: Any) -> Any:
         return peft.get_peft_model(empty, config, low_cpu_mem_usage=True)
 
 
-def _peft_state(wrapped: Any, updates: Mapping[str, LowRank], biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _peft_state(wrapped: Any, updates: Mapping[str, Factors], biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of peft's model, as far as its writer wants it."""
     state: dict[str, Tensor] = {}
     for key, place in wrapped.named_parameters(remove_duplicate=False):
         layer, part = _place_of(key)
         if part and layer in updates:
-            factor = updates[layer].A if part == "A" else updates[layer].B
+            A, B = updates[layer]
+            factor = A if part == "A" else B
             state[key] = factor.reshape(place.shape).contiguous().cpu()
         elif layer in biases:
             state[key] = biases[layer].contiguous().cpu()
@@ -424,7 +419,7 @@ def _refuse_other_base(config: Any, transformer: nn.Module, folder: Path) -> Non
     )
 
 
-def _read(peft: Any, transformer: nn.Module, config: Any, folder: Path) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+def _read(peft: Any, transformer: nn.Module, config: Any, folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor]]:
     """The low-rank update of each layer, scaled, and the biases that the adapter brings."""
     load_file = importlib.import_module("safetensors.torch").load_file
     config.base_model_name_or_path = _name_of(transformer) or None  # peft would warn of what was agreed to
@@ -443,13 +438,13 @@ def _read(peft: Any, transformer: nn.Module, config: Any, folder: Path) -> tuple
             f"the adapter in {folder} is that of another model: '{name}' is {theirs.get(name, 'not there')} in it, "
             f"and {ours.get(name, 'not there')} for this model"
         )
-    updates: dict[str, LowRank] = {}
+    updates: dict[str, Factors] = {}
     scales, known = _scales(wrapped), dict(transformer.named_modules())
     for layer in scales:
         if layer not in known or not _has_place(known[layer]):
             raise DataError(f"the adapter in {folder} changes layer '{layer}', which cannot be adapted here")
         own = {_place_of(key)[1]: tensor for key, tensor in tensors.items() if _place_of(key)[0] == layer}
-        updates[layer] = LowRank(own["A"].flatten(1), scales[layer] * own["B"].flatten(1))
+        updates[layer] = own["A"].flatten(1), scales[layer] * own["B"].flatten(1)
     biases = {_place_of(key)[0]: value for key, value in tensors.items() if not _place_of(key)[1]}
     absent = biases.keys() - dict(transformer.named_parameters(remove_duplicate=False)).keys()
     if absent:
