@@ -158,27 +158,34 @@ def _small_cifar100() -> Benchmark:
     )
 
 
-CLINC150_TRAINING = TrainingSettings(epochs=5, batch_size=32, optimizer="adam", lr=5e-4)
+CLINC150_TRAINING = TrainingSettings(epochs=2, batch_size=32, optimizer="adam", lr=1e-3)
 
 
 def _clinc150() -> Benchmark:
     """Sentences of ten domains, learned by a small pretrained encoder whose linear layers are adapted.
 
-    Epochs, learning rate and threshold are a first guess.
+    Epochs, learning rate and threshold were chosen on the data set's own validation data of seed 11
+    (``studies/language.py``), for the nearest class mean on the first block alone; the other presets have the same.
     """
-    preset = Preset(
-        CLINC150_TRAINING,
-        NetworkSettings("encoder"),
-        {
-            "ness": NESSSettings(FrobeniusThreshold(0.01)),
-            "ness-private": NESSPrivateSettings(filter=FrobeniusThreshold(0.01)),
-        },
-        summary="our own: the linear layers of all of MiniLM's blocks learn, a few epochs of Adam a task",
-    )
+    options = {
+        "ness": NESSSettings(FrobeniusThreshold(0.03)),
+        "ness-private": NESSPrivateSettings(filter=FrobeniusThreshold(0.03)),
+    }
+    networks = {
+        DEFAULT_PRESET: (NetworkSettings("encoder"), "our own: all of MiniLM's six blocks, two epochs of Adam a task"),
+        "shallow": (NetworkSettings("encoder", depth=1), "MiniLM's first block alone: minutes on a laptop"),
+        "untrained": (
+            NetworkSettings("encoder", weights="random", depth=1, layers=("whole",)),
+            "one block that knows nothing at first, and all of it learns",
+        ),
+    }
     return Benchmark(
         "split-clinc150",
         "10 tasks of 15 intents: what people ask an assistant, a domain a task; pretrained encoder MiniLM",
-        {DEFAULT_PRESET: preset},
+        {
+            name: Preset(CLINC150_TRAINING, network, options, summary=summary)
+            for name, (network, summary) in networks.items()
+        },
     )
 
 
