@@ -1,11 +1,11 @@
 """A language model that learns ten domains one after another: what is gained by learning it, and what is lost.
 
-The stream is split-clinc150, ten domains of 15 intents. Four parts:
+The stream is split-clinc150, ten domains of 15 intents. Five parts:
 
 * ``search``: thresholds, rates and epochs on validation data (the data set's own) of seed 11.
-* ``shallow``: the first two blocks of MiniLM, where learning them pays; every method, test data of seeds 0 to 2.
+* ``shallow``: the first block of MiniLM, where learning it pays; every method, test data of seeds 0 to 2.
 * ``whole``: all six blocks, which know more already; fewer methods, test data of seed 0 (a reduced comparison).
-* ``untrained``: two blocks that know nothing at first; test data of seed 0.
+* ``untrained``: a block that knows nothing at first; test data of seed 0.
 * ``steps``: seconds a training step and the memory that a process needs, each method in a process of its own.
 
 A run with the nearest class mean is judged both with the task's name and without, by the same weights; one head over
@@ -114,7 +114,7 @@ def report(title: str, rows: Sequence[Row], preset: str, seeds: Sequence[int], r
 
 def report_search(runs: Path) -> None:
     """ACC / BWT on validation data."""
-    print(f"## Search on two blocks: validation data of seed {SEARCH_SEED}\n")
+    print(f"## Search on the first block: validation data of seed {SEARCH_SEED}\n")
     rows = []
     for row in SEARCH:
         (run,) = runs_of(row, "shallow", [SEARCH_SEED], runs, head="means", validation_share=SEARCH_SHARE)
@@ -171,11 +171,11 @@ def main() -> None:
     if "search" in chosen.parts:
         report_search(chosen.runs)
     if "shallow" in chosen.parts:
-        report("The first two blocks of MiniLM", METHODS, "shallow", (0, 1, 2), chosen.runs)
+        report("The first block of MiniLM", METHODS, "shallow", (0, 1, 2), chosen.runs)
     if "whole" in chosen.parts:
         report("All six blocks of MiniLM (one seed)", FEWER, "default", (0,), chosen.runs)
     if "untrained" in chosen.parts:
-        report("Two blocks that know nothing (one seed)", FEWER, "untrained", (0,), chosen.runs)
+        report("A block that knows nothing (one seed)", FEWER, "untrained", (0,), chosen.runs)
     if "steps" in chosen.parts:
         report_steps(chosen.runs)
     print(f"{time.monotonic() - started:.0f} s.", file=sys.stderr)
