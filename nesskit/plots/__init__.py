@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nesskit.plots.accuracy import (
     LEGEND_CHANGES,
-    RED,
+    LOST,
     SATURATION,
     Results,
     accuracy_so_far,
@@ -96,11 +96,11 @@ __all__ = [
     "GRID",
     "INK",
     "LEGEND_CHANGES",
+    "LOST",
     "METHOD_LOOKS",
     "MUTED",
     "ORANGE",
     "PURPLE",
-    "RED",
     "RULE_LOOKS",
     "SATURATION",
     "SKY",
