@@ -1,4 +1,4 @@
-"""What a reader has before him: descriptions of figures, formulas, code that fits, hints, and ways from page to page."""
+"""What a reader has before him: descriptions of figures, formulas, code that fits, hints, ways from page to page."""
 
 import re
 import subprocess
@@ -140,10 +140,13 @@ def test_without_a_repository_no_link_starts_anything_elsewhere():
 
 def test_with_a_repository_every_notebook_can_be_started_elsewhere():
     colab, binder = links.launches(COURSE[2], "somebody/nesskit")
-    assert colab.endswith("(https://colab.research.google.com/github/somebody/nesskit/blob/main/notebooks/"
-                          "2_method/03_the_ness_layer.ipynb)")
-    assert binder.endswith("(https://mybinder.org/v2/gh/somebody/nesskit/main?urlpath=lab/tree/notebooks/"
-                           "2_method/03_the_ness_layer.ipynb)")
+    assert colab.endswith(
+        "(https://colab.research.google.com/github/somebody/nesskit/blob/main/notebooks/"
+        "2_method/03_the_ness_layer.ipynb)"
+    )
+    assert binder.endswith(
+        "(https://mybinder.org/v2/gh/somebody/nesskit/main?urlpath=lab/tree/notebooks/2_method/03_the_ness_layer.ipynb)"
+    )
     assert colab in links.navigation(COURSE[2], COURSE, "somebody/nesskit")
     source = links.installation(COURSE[2], "somebody/nesskit")
     assert "git clone --quiet --depth 1 https://github.com/somebody/nesskit /content/course" in source
