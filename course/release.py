@@ -30,10 +30,11 @@ from nbgrader.preprocessors import (
 
 from course import CourseError
 from course.execute import METADATA
-from course.levels import NOTEBOOKS, levels
+from course.levels import NOTEBOOKS, graded_cells, levels
 
 ROOT = Path(__file__).parent.parent
 STUDENT = ROOT / "dist" / "student"
+MAY_FAIL = "raises-exception"  # what Jupyter goes on after: a wrong answer does not stop Run All
 MANIFEST = ".release.json"  # path and SHA-256 of every file that a release wrote
 STEPS = (
     LockCells,
@@ -60,6 +61,8 @@ def student_version(path: Path) -> NotebookNode:
     except Exception as error:  # nbgrader raises anything from RuntimeError to its own
         raise CourseError(f"{path}: {error}") from error
     notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in graded_cells(notebook):
+        cell.metadata.tags = [MAY_FAIL]
     return notebook
 
 

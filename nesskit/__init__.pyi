@@ -29,6 +29,7 @@ from nesskit.analysis import stability_of_profile as stability_of_profile
 from nesskit.analysis import stable_rank as stable_rank
 from nesskit.analysis import subspace_overlap as subspace_overlap
 from nesskit.errors import NesskitError as NesskitError
+from nesskit.exercises import Exercise as Exercise
 from nesskit.experiments.benchmarks import BENCHMARKS as BENCHMARKS
 from nesskit.experiments.configure import configure as configure
 from nesskit.experiments.running import compare as compare

@@ -15,7 +15,7 @@ MODULES = {
 
 # From the ground up. A room may import from every room of the floors below it; `nesskit/__init__.py` from anywhere.
 FLOORS = [
-    {"errors", "seeds", "wholefile", "userfiles"},
+    {"errors", "exercises", "seeds", "userfiles", "wholefile"},
     {"spectra"},
     {"settings", "streams", "adaptation"},
     {"networks", "runs", "analysis"},

@@ -67,12 +67,51 @@ def test_every_measured_cell_shows_its_number_and_the_others_are_empty():
     }
 
 
-def test_blue_when_learned_green_where_gained_red_where_lost_grey_where_unchanged():
+def test_grey_when_learned_blue_where_gained_orange_where_lost_pale_grey_where_unchanged():
     drawn = {place: colour for place, (colour, _, _) in cells(plots.plot_accuracy_matrix(MATRIX)).items()}
-    assert all(190 < hue(drawn[t, t]) < 230 for t in range(3))
-    assert 140 < hue(drawn[1, 0]) < 180
-    assert hue(drawn[2, 0]) < 20 or hue(drawn[2, 0]) > 340
+    assert all(saturation(drawn[t, t]) < 0.15 for t in range(3))
+    assert 190 < hue(drawn[1, 0]) < 230
+    assert 15 < hue(drawn[2, 0]) < 45
     assert saturation(drawn[2, 1]) < 0.1
+    assert min(drawn[2, 1]) > max(drawn[2, 2]) + 0.1
+
+
+# What eyes see that lack a kind of cone, in linear light (Machado, Oliveira and Fernandes 2009, severity 1).
+WITHOUT_GREEN_CONES = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+WITHOUT_RED_CONES = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])  # of linear sRGB
+
+
+def seen(colour, eye):
+    """CIE L*, a*, b* (white D65) of an sRGB colour, as an eye with these cones sees it."""
+    channels = np.asarray(colour)
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    x, y, z = XYZ @ np.clip(np.asarray(eye) @ linear, 0, 1) / XYZ.sum(axis=1)
+    f = [np.cbrt(t) if t > (6 / 29) ** 3 else t / (3 * (6 / 29) ** 2) + 4 / 29 for t in (x, y, z)]
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def difference(one, other, eye):
+    """ΔE (CIE 1976): about 2.3 is just noticeable."""
+    return np.linalg.norm(seen(one, eye) - seen(other, eye))
+
+
+@pytest.mark.parametrize("eye", [np.eye(3), WITHOUT_GREEN_CONES, WITHOUT_RED_CONES], ids=["all", "no green", "no red"])
+def test_gained_and_lost_differ_for_every_eye(eye):
+    for points, least in ((1, 10), (5, 25), (25, 60)):
+        colours = plots.cell_colours([[50.0, nan, nan], [50.0 + points, 50.0, nan], [50.0 - points, 50.0, 50.0]])
+        gained, lost, unchanged, learned = colours[1, 0], colours[2, 0], colours[2, 1], colours[2, 2]
+        assert difference(gained, lost, eye) > least
+        for colour in (gained, lost):
+            assert difference(colour, learned, eye) > 10
+            assert difference(colour, unchanged, eye) > 5
+
+
+def test_green_and_red_would_look_alike_without_green_cones():
+    """What the test above would find: a green and a red cell of five points' depth."""
+    green, red = (0.703, 0.889, 0.841), (0.919, 0.753, 0.721)
+    assert difference(green, red, np.eye(3)) > 30
+    assert difference(green, red, WITHOUT_GREEN_CONES) < 15
 
 
 def test_the_more_a_task_changed_the_deeper_its_colour_up_to_25_points():

@@ -1,12 +1,16 @@
 """show(): a real kernel displays the picture with its description, closes the figure, and a strict re-run compares."""
 
-import base64
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
+from pictures import read_picture
+
+from nesskit.plots import picture_html
 
 SOURCE = """
 import matplotlib.pyplot as plt
@@ -28,9 +32,18 @@ def executed(what="figure"):
 def test_a_figure_is_shown_once_with_its_description(what):
     shown, printed = executed(what).cells[0].outputs
     assert shown.output_type == "display_data"
-    assert base64.b64decode(shown.data["image/png"]).startswith(b"\x89PNG")
-    assert shown.metadata["image/png"]["alt"] == shown.data["text/plain"] == "A line that rises from 1 to 2."
+    alt, picture = read_picture(shown.data)
+    assert alt == shown.data["text/plain"] == "A line that rises from 1 to 2."
+    assert picture.shape[:2] == (528, 704)
     assert printed.text == "0\n"
+
+
+def test_a_description_may_hold_any_character(tmp_path):
+    pixels = tmp_path / "pixel.png"
+    plt.imsave(pixels, np.zeros((2, 3)))
+    alt = 'Smaller < "quoted" & larger > 1'
+    read, picture = read_picture({"text/html": picture_html(pixels.read_bytes(), alt)})
+    assert (read, picture.shape[:2]) == (alt, (2, 3))
 
 
 @pytest.mark.every

@@ -1,16 +1,14 @@
 """The run panel: what is chosen is what runs, one seed after another, in real child processes; nothing is made up."""
 
 import asyncio
-import base64
 import html
-import io
 import re
 import time
 
 import ipywidgets as widgets
 import numpy as np
 import pytest
-from matplotlib.image import imread
+from pictures import read_picture
 
 from nesskit import configure, load_run, run
 from nesskit.errors import UnknownNameError
@@ -333,13 +331,13 @@ def test_the_digits_need_no_download(panel):
 
 
 def test_it_displays_a_picture_beside_the_live_panel(panel):
-    bundle, metadata = panel._repr_mimebundle_()
-    assert metadata["image/png"]["alt"]
+    bundle, _ = panel._repr_mimebundle_()
     assert bundle["text/plain"] == "Run panel for split-digits"
-    picture = imread(io.BytesIO(base64.b64decode(bundle["image/png"])))
+    alt, picture = read_picture(bundle)
+    assert alt
     assert picture.shape[0] == 100
     run("split-digits", seed=0, epochs=2, runs=panel.runs, device="cpu", progress=False)
     panel.seeds.value = "0"
     panel.start()
-    picture = imread(io.BytesIO(base64.b64decode(panel._repr_mimebundle_()[0]["image/png"])))
+    _, picture = read_picture(panel._repr_mimebundle_()[0])
     assert picture.shape[0] == 490

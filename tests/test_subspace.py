@@ -1,13 +1,11 @@
 """The subspace viewer: its mathematics against numpy, and its displays against independent computations."""
 
-import base64
-import io
 import re
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
+from pictures import read_picture
 from torch import nn
 
 from nesskit import (
@@ -279,9 +277,9 @@ def test_every_control_is_described_and_can_be_found(viewer):
 
 
 def test_pages_without_widgets_show_a_picture(viewer):
-    bundle, metadata = viewer._repr_mimebundle_()
-    assert metadata["image/png"]["alt"].startswith("Directions of the inputs")
-    picture = imread(io.BytesIO(base64.b64decode(bundle["image/png"])))
+    bundle, _ = viewer._repr_mimebundle_()
+    alt, picture = read_picture(bundle)
+    assert alt.startswith("Directions of the inputs")
     assert picture.shape[0] > picture.shape[1] > 400
     assert bundle["text/plain"] == "Subspace viewer"
     assert "application/vnd.jupyter.widget-view+json" in bundle

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nesskit.plots.accuracy import (
     LEGEND_CHANGES,
-    RED,
+    LOST,
     SATURATION,
     Results,
     accuracy_so_far,
@@ -65,7 +65,7 @@ from nesskit.plots.network import (
     plot_feature_drift,
     plot_free_rank,
 )
-from nesskit.plots.notebook import show
+from nesskit.plots.notebook import picture_html, show
 from nesskit.plots.published import (
     describe_beside_published,
     describe_published,
@@ -96,11 +96,11 @@ __all__ = [
     "GRID",
     "INK",
     "LEGEND_CHANGES",
+    "LOST",
     "METHOD_LOOKS",
     "MUTED",
     "ORANGE",
     "PURPLE",
-    "RED",
     "RULE_LOOKS",
     "SATURATION",
     "SKY",
@@ -132,6 +132,7 @@ __all__ = [
     "mean_matrix",
     "measures_text",
     "method_looks",
+    "picture_html",
     "plot_accuracy_matrix",
     "plot_accuracy_over_time",
     "plot_beside_published",

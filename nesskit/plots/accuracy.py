@@ -16,11 +16,11 @@ from numpy.typing import ArrayLike
 from nesskit.errors import NesskitError
 from nesskit.plots.drawing import (
     BLUE,
-    GREEN,
     GREY,
     GRID,
     INK,
     MUTED,
+    VERMILLION,
     Array,
     Colour,
     cell_font_size,
@@ -42,8 +42,8 @@ from nesskit.runs.record import Run
 
 Results = Run | Sequence[Run] | ArrayLike  # one run, its repetitions with other seeds, or their accuracy matrices
 
-RED = "#B92B10"  # lost accuracy; vermillion, which stands for fine-tuning, would look orange in large cells
-SATURATION = 25.0  # points of change at which a cell's green or red is at its deepest
+GAINED, LOST = BLUE, VERMILLION  # vermillion is an orange: an eye without green or red sees blue against yellow
+SATURATION = 25.0  # points of change at which a cell's blue or orange is at its deepest
 LEGEND_CHANGES = (1.0, 5.0, 25.0)  # points; what the legend of an accuracy matrix shows
 
 
@@ -54,10 +54,10 @@ def plot_accuracy_matrix(
     title: str | None = None,
     legend: bool = True,
 ) -> Axes:
-    """The accuracy matrix as in the paper: blue when learned, green where a task gained since then, red where it lost.
+    """The accuracy matrix: grey when learned, blue where a task gained since then, orange where it lost.
 
-    The colour is deeper the more changed, up to 25 points. Where there is nothing to compare with (joint training,
-    which fills the last row only) cells are grey.
+    The colour is deeper the more changed, up to 25 points. Where nothing changed, and where there is nothing to compare
+    with (joint training, which fills the last row only), cells are of a paler grey.
 
     Args:
         accuracy: a run, or (T, T) percent: row t, column i is accuracy on task i after learning task t, NaN is empty.
@@ -102,16 +102,16 @@ def cell_colours(accuracy: ArrayLike) -> Array:
     return colours
 
 
-_LEARNED = mix(BLUE, 0.38)
-_NEUTRAL = mix(GREY, 0.22)
+_LEARNED = mix(GREY, 0.6)
+_NEUTRAL = mix(GREY, 0.25)
 
 
 def _change_colour(points: float, unknown: bool = False) -> Colour:
-    """Green for a gain, red for a loss of ``points``; the power spreads the small changes, which are most of them."""
+    """Blue for a gain, orange for a loss of ``points``; the power spreads the small changes, which are most of them."""
     if unknown or np.isnan(points) or points == 0:
         return _NEUTRAL
     depth = min(abs(points) / SATURATION, 1.0) ** 0.75
-    return mix(GREEN if points > 0 else RED, 0.07 + 0.83 * depth)
+    return mix(GAINED if points > 0 else LOST, 0.07 + 0.83 * depth)
 
 
 def is_joint(accuracy: ArrayLike) -> bool:

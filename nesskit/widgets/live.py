@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import html
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 
-from nesskit.plots import style
+from nesskit.plots import picture_html, style
 from nesskit.widgets.canvas import LiveCanvas
 
 DPI = 100
@@ -35,12 +34,11 @@ def live_canvas(figure: Figure, moving: Iterable[Artist] = ()) -> LiveCanvas:
 
 
 def picture_bundle(bundle: dict[str, Any], text: str, alt: str, png: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a widget displays itself as, and its metadata: beside the live view a line of text and a picture.
+    """What a widget displays itself as, and no metadata: beside the live view a line of text and a picture.
 
     Pages that run no widgets (a repository's web view, nbconvert, paper) show the picture, and read out ``alt``.
     """
-    data = {**bundle, "text/plain": text, "image/png": base64.b64encode(png).decode()}
-    return data, {"image/png": {"alt": alt}}
+    return {**bundle, "text/plain": text, "text/html": picture_html(png, alt)}, {}
 
 
 def stacked(figures: Sequence[Figure]) -> bytes:

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from nesskit.errors import NesskitError, RunFolderError, UserFileError
 from nesskit.experiments.running import run_folder
 from nesskit.methods import METHODS
-from nesskit.plots import BLUE, GRID, INK, MUTED, RED, VERMILLION, cell_colours, contrast, measures_text, style
+from nesskit.plots import BLUE, GRID, INK, LOST, MUTED, VERMILLION, cell_colours, contrast, measures_text, style
 from nesskit.plots.drawing import CELL_INK, CELL_LIGHT, cell_font_size, frame_cells, mix, plain_log_scale, tidy
 from nesskit.runs import metrics
 from nesskit.runs.folder import STOP, RunFolder
@@ -371,7 +371,7 @@ class RunFigure:
                 matrix.axhline(line, color="white", linewidth=1.5)
                 matrix.axvline(line, color="white", linewidth=1.5)
             tidy(forgotten)
-            self.forgotten = forgotten.bar(range(tasks), np.zeros(tasks), color=RED, width=0.94)
+            self.forgotten = forgotten.bar(range(tasks), np.zeros(tasks), color=LOST, width=0.94)
             forgotten.set_xlim(-0.5, max(tasks, 1) - 0.5)
             forgotten.set_xticks(range(tasks), [str(task + 1) for task in range(tasks)])
             forgotten.tick_params(axis="x", length=0)

@@ -138,15 +138,17 @@ def test_right_answers_get_all_points(path, graded):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
-def test_an_empty_copy_is_asked_for_answers_by_visible_tests(path, graded):
+def test_an_empty_copy_is_asked_for_answers_by_visible_tests_and_refused_by_hidden_ones(path, graded):
     points, names = full(path)
     assert graded.points("empty", path) == [0] * len(points)
     assert graded.tracebacks("empty", path) == len(points)  # and the story goes on
     for cell in graded_cells(nbformat.read(path, as_version=4)):
         text = feedback_of(graded.page("empty", path), grade_id(cell))
-        assert "NotImplementedError" in text
-        visible = cell.source[: HIDDEN.search(cell.source).start()].count("\n")
-        assert int(re.search(r"Cell In\[\d+\], line (\d+)", text)[1]) <= visible
+        exercise = grade_id(cell).partition("-")[2].replace("-", ".")
+        assert f"Exercise {exercise} is not solved yet: " in text
+        assert text.split(TRACEBACK)[1].rpartition("Error")[0].endswith("NotImplemented")
+        visible, both = (cell.source[:found].count("\n") for found in HIDDEN.search(cell.source).span())
+        assert visible < int(re.search(r"Cell In\[\d+\], line (\d+)", text)[1]) <= both
     assert len(names) == len(points)
 
 

@@ -85,6 +85,19 @@ def test_visible_tests_ask_for_an_answer(course, tmp_path):
         assert [output.ename for output in tested.outputs] == ["NotImplementedError"]
 
 
+def test_a_wrong_answer_does_not_stop_the_notebook(course):
+    (path,) = course.glob("*/*.ipynb")
+    notebook = student_version(path)
+    answers = {"answer-01-1": "def double(x): return x * x + 1", "answer-01-2": "def total(values): return values[0]"}
+    for name, source in answers.items():
+        cell(notebook, name).source = source
+    NotebookClient(notebook, kernel_name="python3").execute()
+    (wrong,) = cell(notebook, "test-01-1").outputs
+    assert (wrong.ename, wrong.evalue) == ("AssertionError", "nothing twice is nothing")
+    (right,) = cell(notebook, "test-01-2").outputs
+    assert right.text == "Exercise 01.2 passed\n"
+
+
 def test_a_release_is_renewed_but_never_what_a_person_wrote(course, tmp_path):
     folder = tmp_path / "student"
     release(folder, course, wheel=False)

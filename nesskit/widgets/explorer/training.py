@@ -244,7 +244,7 @@ class TrainingPanel(widgets.VBox):
 
 
 def accuracy_table(accuracy: ArrayLike, tasks: Sequence[str] = (), title: str = "") -> str:
-    """The accuracy matrix as an HTML table: blue when learned, green where a task gained since, red where it lost."""
+    """The accuracy matrix as an HTML table: grey when learned, blue where a task gained since, orange where it lost."""
     matrix = np.asarray(accuracy, dtype=np.float64)
     colours = cell_colours(matrix)
     names = list(tasks) or [f"task {k + 1}" for k in range(len(matrix))]

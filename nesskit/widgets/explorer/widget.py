@@ -502,6 +502,8 @@ def _cost(value: float, relative: float) -> str:
 
 
 def _percent(share: float) -> str:
+    if 0 < share < 1e-4:  # two digits of it would take an exponent
+        return f"{100 * share:.2f} %"
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
