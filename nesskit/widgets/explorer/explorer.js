@@ -633,10 +633,11 @@ class Explorer {
     for (const name of WATCHED) model.on(`change:${name}`, this.changed);
     this.resized = new ResizeObserver(this.changed);
     this.resized.observe(this.root);
-    this.themed = new MutationObserver(() => this.followTheme());
+    this.recoloured = () => this.followTheme();
+    this.themed = new MutationObserver(this.recoloured);
     this.themed.observe(document.body, { attributes: true });
     this.preference = matchMedia("(prefers-color-scheme: dark)");
-    this.preference.addEventListener("change", this.changed);
+    this.preference.addEventListener("change", this.recoloured);
     this.changed();
   }
 
@@ -644,7 +645,7 @@ class Explorer {
     for (const name of WATCHED) this.model.off(`change:${name}`, this.changed);
     this.resized.disconnect();
     this.themed.disconnect();
-    this.preference.removeEventListener("change", this.changed);
+    this.preference.removeEventListener("change", this.recoloured);
     cancelAnimationFrame(this.frame);
   }
 
@@ -776,7 +777,9 @@ class Explorer {
     const problem = this.model.get("problem");
     this.slider.value = Math.log10(state.eps);
     this.slider.setAttribute("aria-valuetext", number(state.eps)); // not its exponent
-    if (!problem) this.readout.value = plain(Number(state.eps.toPrecision(3)));
+    const said = `${state.eps} ${problem}`; // what someone is typing stays until ε itself moves
+    if (said !== this.said && !problem) this.readout.value = plain(Number(state.eps.toPrecision(3)));
+    this.said = said;
     this.readout.setAttribute("aria-invalid", Boolean(problem));
     const message = problem || this.model.get("message");
     if (this.alert.textContent !== message) this.alert.textContent = message;
