@@ -54,9 +54,12 @@ def page_notebook(path: Path) -> NotebookNode:
             shown.update({"code_prompt_show": f"Show {folded}", "code_prompt_hide": f"Hide {folded}"})
             cell.metadata.tags = ["hide-input"]
             cell.source = MARKER.sub("", cell.source).rstrip()
-    if REPOSITORY:
-        title, _, rest = notebook.cells[0].source.partition("\n")
-        notebook.cells[0].source = f"{title}\n\n{launch_links(path)}\n{rest}"
+    title, _, rest = notebook.cells[0].source.partition("\n")
+    ways = [launch_links(path)] if REPOSITORY else []
+    if path.name == "explorer.ipynb" and explorer_needs_no_kernel():
+        ways.append('<p><a href="../explorer.html"><strong>Open the explorer</strong></a>, here and now.</p>')
+    if ways:
+        notebook.cells[0].source = "\n\n".join([title, *ways, rest])
     return notebook
 
 
@@ -78,6 +81,17 @@ def launch_links(path: Path) -> str:
     colab = f"https://colab.research.google.com/github/{REPOSITORY}/blob/{BRANCH}/{name}"
     binder = f"https://mybinder.org/v2/gh/{REPOSITORY}/{BRANCH}?labpath={name}"
     return f"Run this notebook: [in Colab]({colab}) · [on Binder]({binder})"
+
+
+def explorer_needs_no_kernel() -> bool:
+    """Whether this version of the library can write the explorer as a page of its own."""
+    return importlib.util.find_spec("nesskit.widgets.explorer.page") is not None
+
+
+def write_explorer(target: Path) -> None:
+    """The explorer of the recorded runs, as a page without a kernel."""
+    with tempfile.TemporaryDirectory() as no_runs:
+        importlib.import_module("nesskit.widgets.explorer.page").write_page(target, runs=no_runs)
 
 
 def cells_of_course() -> dict[str, NotebookNode]:
@@ -195,6 +209,8 @@ def build(target: Path = SITE) -> None:
         gather(source)
         sphinx("html", source, made)
         sphinx("revealjs", source / "slides", made / "slides")
+        if explorer_needs_no_kernel():
+            write_explorer(made / "explorer.html")
         for path in (path for pattern in UNREAD for path in made.glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.rmtree(target, ignore_errors=True)
