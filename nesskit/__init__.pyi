@@ -16,6 +16,7 @@ from nesskit.analysis import effective_rank as effective_rank
 from nesskit.analysis import feature_drift as feature_drift
 from nesskit.analysis import interference_by_rank as interference_by_rank
 from nesskit.analysis import interference_of_profile as interference_of_profile
+from nesskit.analysis import kept_similarity as kept_similarity
 from nesskit.analysis import layer_weights as layer_weights
 from nesskit.analysis import measured_interference as measured_interference
 from nesskit.analysis import null_space_history as null_space_history
@@ -41,6 +42,8 @@ from nesskit.networks import Encoder as Encoder
 from nesskit.networks import TaskModel as TaskModel
 from nesskit.networks import build_model as build_model
 from nesskit.networks import pretrained as pretrained
+from nesskit.networks.peft_folder import from_peft as from_peft
+from nesskit.networks.peft_folder import to_peft as to_peft
 from nesskit.plots import plot_accuracy_matrix as plot_accuracy_matrix
 from nesskit.plots import plot_accuracy_over_time as plot_accuracy_over_time
 from nesskit.plots import plot_final_accuracy as plot_final_accuracy
@@ -78,5 +81,6 @@ from nesskit.streams.fields import OnDisk as OnDisk
 from nesskit.training.fit import fit as fit
 from nesskit.training.limits import Limits as Limits
 from nesskit.training.optim import SAM as SAM
+from nesskit.training.trainer_callback import NullSpaceCallback as NullSpaceCallback
 
 __version__: str

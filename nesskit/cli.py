@@ -448,7 +448,8 @@ def _show_run(run: "Run", where: RunOptions) -> None:
         print(tabulate(rows, ["accuracy, %", *range(1, len(run.tasks) + 1)], stralign="right", disable_numparse=True))
         transfer = f"{run.backward_transfer:+.2f}" if run.backward_transfer == run.backward_transfer else "–"
         named = f"   ACC with the task's name {run.named_average_accuracy:.2f} %" if run.without_names else ""
-        print(f"ACC {run.average_accuracy:.2f} %   BWT {transfer} %{named}   {run.seconds:.1f} s   {run.folder}")
+        kept = f"   similarity kept {run.finally_kept_similarity:.2f}" if run.kept_similarity else ""
+        print(f"ACC {run.average_accuracy:.2f} %   BWT {transfer} %{named}{kept}   {run.seconds:.1f} s   {run.folder}")
     if run.status == "stopped":
         sys.exit(0 if "as asked" in run.status_reason else 130)
 

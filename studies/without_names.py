@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -39,39 +40,39 @@ HEADER = ("method", "task named", "nearest mean", "one head", "one head, task na
 def runs_of(
     benchmark: str, method: str, head: str, seeds: Sequence[int], runs: Path, tasks: int | None = None
 ) -> list[Run]:
-    """The runs of a method with that head, one a seed."""
+    """The runs of a method with that head, one a seed; those that diverged are named on the way and left out."""
     wanted = [
         dataclasses.replace(nesskit.configure(benchmark, method, seed=seed, head=head), tasks=tasks) for seed in seeds
     ]
     ended, failed = execute_all(wanted, runs)
-    if failed:
-        raise SystemExit(
-            "\n".join(f"{method}, head {head}, seed {failure.seed}: {failure.reason}" for failure in failed)
-        )
-    if len(ended) < len(wanted):
+    for failure in failed:
+        print(f"{method}, head {head}, seed {failure.seed}: {failure.reason}", file=sys.stderr)
+    if len(ended) + len(failed) < len(wanted):
         raise SystemExit("interrupted: the same command goes on")
     return ended
 
 
-def both(matrices: Iterable[np.ndarray]) -> str:
-    """ACC / BWT over seeds, from one accuracy matrix each."""
-    matrices = list(matrices)
+def both(matrices: Sequence[np.ndarray], seeds: int) -> str:
+    """ACC / BWT over seeds, from one accuracy matrix each; and over how many, if some runs diverged."""
+    if not matrices:
+        return "diverged"
     accuracy, transfer = (
         Estimate.of([measure(matrix) for matrix in matrices])
         for measure in (metrics.average_accuracy, metrics.backward_transfer)
     )
-    return f"{accuracy} / {transfer}"
+    some = "" if len(matrices) == seeds else f" ({seeds - len(matrices)} of {seeds} diverged)"
+    return f"{accuracy} / {transfer}{some}"
 
 
-def row(method: str, by_means: Sequence[Run], shared: Sequence[Run]) -> list[str]:
+def row(method: str, by_means: Sequence[Run], shared: Sequence[Run], seeds: int) -> list[str]:
     """ACC / BWT in every way that there is to judge a method."""
-    return [
-        method,
-        both(run.named_accuracy for run in by_means),
-        both(run.accuracy for run in by_means),
-        both(run.accuracy for run in shared),
-        both(run.named_accuracy for run in shared),
-    ]
+    matrices = (
+        [run.named_accuracy for run in by_means],
+        [run.accuracy for run in by_means],
+        [run.accuracy for run in shared],
+        [run.named_accuracy for run in shared],
+    )
+    return [method, *(both(each, seeds) for each in matrices)]
 
 
 def report(benchmark: str, methods: Iterable[str], seeds: Sequence[int], runs: Path, tasks: int | None = None) -> None:
@@ -79,7 +80,7 @@ def report(benchmark: str, methods: Iterable[str], seeds: Sequence[int], runs: P
     reduced = f", the first {tasks} tasks (reduced)" if tasks else ""
     print(f"## {benchmark}{reduced}, test data of seeds {seeds}: ACC / BWT in percent\n")
     rows = [
-        row(method, *(runs_of(benchmark, method, head, seeds, runs, tasks) for head in ("means", "shared")))
+        row(method, *(runs_of(benchmark, method, head, seeds, runs, tasks) for head in ("means", "shared")), len(seeds))
         for method in methods
     ]
     print_table(HEADER, rows)

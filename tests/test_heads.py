@@ -24,7 +24,9 @@ PRIVATE = ["hat", "trgp", "ness-private"]  # in which a task uses the backbone i
 EVERY_METHOD = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in ("finetune", "ness", "joint", *PRIVATE) else pytest.mark.every)
+        pytest.param(
+            name, marks=() if name in ("finetune", "ness", "joint", "frozen", "lora", *PRIVATE) else pytest.mark.every
+        )
         for name in METHODS
     ],
 )

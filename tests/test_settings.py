@@ -80,12 +80,12 @@ def other_values(settings, name):
         return [choice for choice in typing.get_args(hint) if choice != value]
     if isinstance(value, bool):
         return [not value]
-    if isinstance(value, int) or int in typing.get_args(hint):
-        return [(value or 0) + 1]
     if isinstance(value, str):
         return [f"{value} of another kind"]
     if isinstance(value, tuple):
         return [("another",) if typing.get_args(hint)[0] is str else (7,)]
+    if isinstance(value, int) or int in typing.get_args(hint):
+        return [(value or 0) + 1]
     return [InterferenceBudget(0.1)] if hint is Filter else [(value or 1) / 2]
 
 

@@ -11,6 +11,7 @@ Every function returns a small frozen dataclass of plain numbers and numpy array
 | what moves a deep layer's outputs? | :func:`output_drift` |
 | are kept moments still true? | :func:`feature_drift` |
 | do two tasks use the same directions? | :func:`subspace_overlap` |
+| is what was similar to a pretrained network similar still? | :func:`kept_similarity` |
 | how does room to learn run out? | :func:`null_space_history`, :func:`capacity` |
 | how many directions do inputs use at all? | :func:`effective_rank`, :func:`stable_rank`, :func:`spectrum_decay` |
 """
@@ -29,6 +30,7 @@ from nesskit.analysis.interference import (
     measured_interference,
 )
 from nesskit.analysis.profiles import Capacity, capacity, layer_weights, profile_layers, profiles_by_task
+from nesskit.analysis.similarity import kept_similarity, pair_similarities, rank_correlation
 from nesskit.analysis.spectra import SpectrumDecay, effective_rank, spectrum_decay, stable_rank
 from nesskit.analysis.stability import StabilityBound, stability_bound, stability_of_profile
 from nesskit.analysis.subspaces import (
@@ -61,13 +63,16 @@ __all__ = [
     "feature_drift",
     "interference_by_rank",
     "interference_of_profile",
+    "kept_similarity",
     "layer_weights",
     "measured_interference",
     "null_space_history",
     "output_drift",
+    "pair_similarities",
     "principal_angles",
     "profile_layers",
     "profiles_by_task",
+    "rank_correlation",
     "spectrum_decay",
     "stability_bound",
     "stability_of_profile",

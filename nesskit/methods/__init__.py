@@ -10,14 +10,17 @@ from nesskit.methods.base import Method
 from nesskit.methods.dfgp import DFGP
 from nesskit.methods.ewc import EWC
 from nesskit.methods.finetune import Finetune
+from nesskit.methods.frozen import Frozen
 from nesskit.methods.fs_dgpm import FSDGPM
 from nesskit.methods.gpm import GPM
 from nesskit.methods.hat import HAT
 from nesskit.methods.joint import Joint
+from nesskit.methods.lora import LoRA
 from nesskit.methods.ness import NESS
 from nesskit.methods.ness_budget import NESSBudget
 from nesskit.methods.ness_private import NESSPrivate
 from nesskit.methods.ness_soft import NESSSoft
+from nesskit.methods.o_lora import OLoRA
 from nesskit.methods.owm import OWM
 from nesskit.methods.sgp import SGP
 from nesskit.methods.trgp import TRGP
@@ -42,6 +45,9 @@ METHODS: dict[str, type[Method]] = {
         AGEM,
         OWM,
         HAT,
+        Frozen,
+        LoRA,
+        OLoRA,
     )
 }
 
@@ -59,11 +65,14 @@ __all__ = [
     "TRGP",
     "AdamNSCL",
     "Finetune",
+    "Frozen",
     "Joint",
+    "LoRA",
     "Method",
     "NESSBudget",
     "NESSPrivate",
     "NESSSoft",
+    "OLoRA",
     "make_method",
 ]
 

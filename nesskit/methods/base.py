@@ -17,6 +17,7 @@ from nesskit.adaptation.adapt import merge
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import MethodSettings, TrainingSettings
 from nesskit.spectra.profile import LayerProfile
+from nesskit.streams.base import TaskStream
 from nesskit.streams.batches import Batch, TaskData
 from nesskit.streams.fields import Inputs
 
@@ -24,10 +25,10 @@ from nesskit.streams.fields import Inputs
 class Method:
     """A way of learning one task after another; as it stands, plain training of every weight.
 
-    The loop calls ``begin_run`` once, and for every task: ``begin_task``, then ``parameter_groups``; for every epoch
-    ``train_mode``, ``step`` on each batch, then ``end_epoch``; finally ``end_task``. ``predict`` is called at any time,
-    and ``end_run`` when the loop is left, whatever the reason. What a method draws from torch's generator in
-    ``begin_task``, ``step`` and ``end_task`` is determined by the run's seed.
+    The loop calls ``begin_run`` and ``begin_stream`` once, and for every task: ``begin_task``, then
+    ``parameter_groups``; for every epoch ``train_mode``, ``step`` on each batch, then ``end_epoch``; finally
+    ``end_task``. ``predict`` is called at any time, and ``end_run`` when the loop is left, whatever the reason. What a
+    method draws from torch's generator in ``begin_task``, ``step`` and ``end_task`` is determined by the run's seed.
 
     One object may serve many runs, one after another: each begins as the first did, see :meth:`reset`.
     """
@@ -92,6 +93,15 @@ class Method:
     def check_inputs(self, x: Inputs) -> None:
         """Called before anything is trained or written: raise a NesskitError if this method cannot learn from inputs
         such as ``x`` (n, …), the first two of a task as the network sees them.
+        """
+
+    def check_stream(self, stream: TaskStream) -> None:
+        """Called before anything is trained or written: raise a NesskitError if ``stream`` lacks what this needs."""
+
+    def begin_stream(self, model: TaskModel, stream: TaskStream) -> None:
+        """Called before the first task begins, with the network as it came: note what is to be kept of it.
+
+        A run that goes on later has it from :meth:`load_state_dict`.
         """
 
     def begin_task(self, model: TaskModel, data: TaskData) -> None:

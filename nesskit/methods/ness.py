@@ -19,7 +19,7 @@ from nesskit.adaptation.adapt import adapt, adapted_layers, merge
 from nesskit.adaptation.capture import collect_moments, evaluating, named_layers
 from nesskit.adaptation.layers import NESSLayer, Projected
 from nesskit.adaptation.weights import known_kind
-from nesskit.errors import SpectrumError
+from nesskit.errors import DataError, SettingsError, SpectrumError
 from nesskit.methods.base import Method
 from nesskit.methods.subspace import BATCH, keep_running_statistics
 from nesskit.networks.task_model import TaskModel
@@ -28,9 +28,11 @@ from nesskit.spectra.filters import FixedRank, Probe, Threshold
 from nesskit.spectra.moment import Moment
 from nesskit.spectra.profile import LayerProfile, layer_profile
 from nesskit.spectra.spectrum import Spectrum
-from nesskit.streams.base import Normalisation, normalise
+from nesskit.streams.base import Normalisation, TaskStream, normalise
 from nesskit.streams.batches import TaskData, pieces
 from nesskit.streams.fields import Inputs, Stored, as_stored, joined, packed_inputs
+
+BEFORE_THE_FIRST = -1  # the number of the task that reference inputs are of
 
 
 class NullSpaceWarning(UserWarning):
@@ -88,7 +90,10 @@ class NullSpace:
 
 
 class NESS(Method):
-    """Every task after the first trains V of ΔW = U V, with U frozen in the small directions of all earlier inputs."""
+    """Every task after the first trains V of ΔW = U V, with U frozen in the small directions of all earlier inputs.
+
+    With ``protect="reference"`` the first task does so too: earlier inputs are then the stream's reference inputs.
+    """
 
     name = "ness"
     settings_type = NESSSettings
@@ -97,10 +102,10 @@ class NESS(Method):
 
     def __init__(self, settings: NESSSettings | None = None) -> None:
         super().__init__(settings)
-        self.moments: dict[str, Moment] = {}  # of all earlier tasks; stays empty with memory="data"
-        self.old_inputs: list[tuple[Stored, Normalisation | None]] = []  # one entry a task; memory="data" only
-        self.spaces: dict[str, NullSpace] = {}  # by layer, during a task after the first
-        self.constrained = False  # during a task after the first: all but the updates and the head stands still
+        self.moments: dict[str, Moment] = {}  # of all earlier inputs; stays empty with memory="data"
+        self.old_inputs: list[tuple[Stored, Normalisation | None]] = []  # reference, one entry a task; memory="data"
+        self.spaces: dict[str, NullSpace] = {}  # by layer, during a task that something is protected from
+        self.constrained = False  # during such a task: all but the updates and the head stands still
         self.projected: list[str] = []  # of these the layers that train ΔW in the projected form
         self.may_project = False
 
@@ -116,14 +121,33 @@ class NESS(Method):
 
     def check(self, model: TaskModel) -> None:
         """There are layers to adapt, and a fixed rank is one that they have."""
+        if self._protects_reference and model.shares_head:
+            raise SettingsError(
+                "protect = reference protects what the backbone knows, and a shared head is a part of it that knows "
+                "nothing yet: take head = task or means"
+            )
         rule = self.settings.filter
         for name, layer in named_layers(model.backbone, self.settings.layers or None).items():
             d = known_kind(layer).dimension(layer)
             if isinstance(rule, FixedRank) and rule.rank > d + 1:
                 raise SpectrumError(f"rank {rule.rank} is out of range: layer '{name}' has {d} directions (0 … {d})")
 
+    def check_stream(self, stream: TaskStream) -> None:
+        """There are reference inputs, if they are to be protected."""
+        if self._protects_reference and stream.reference is None:
+            raise DataError(
+                f"protect = reference needs inputs that stand for what the network knows, and stream '{stream.name}' "
+                "has none: give it some, TaskStream(…, reference=x), or set protect to tasks"
+            )
+
+    def begin_stream(self, model: TaskModel, stream: TaskStream) -> None:
+        """Remember what the layers see of the reference inputs, as if they were of a task before the first."""
+        if self._protects_reference and stream.reference is not None:
+            x = stream.reference.to(next(model.parameters()).device)
+            self._remember(model, x, stream[0].normalisation, BEFORE_THE_FIRST)
+
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
-        """Freeze the backbone and open the null space of everything seen so far (nothing to do for task 1)."""
+        """Freeze the backbone and open the null space of everything seen so far (nothing to do if that is nothing)."""
         moments = self._remembered_moments(model)
         if not moments:
             return
@@ -143,7 +167,7 @@ class NESS(Method):
         self._adapt(model)
 
     def parameter_groups(self, model: TaskModel, tasks: Sequence[int], weight_decay: float) -> list[dict[str, Any]]:
-        """Task 1: every weight. Later: V (or ΔW) of every adapted layer, and the task's head without any constraint."""
+        """Where nothing is protected yet every weight; else V (or ΔW) of every adapted layer, and the task's head."""
         if not self.constrained:
             return super().parameter_groups(model, tasks, weight_decay)
         decay = self.settings.coefficient_decay
@@ -155,7 +179,7 @@ class NESS(Method):
         ]
 
     def train_mode(self, model: TaskModel) -> None:
-        """Training mode; after task 1 without BatchNorm's running averages, which would drift to the newest task."""
+        """Training mode; where something is protected without BatchNorm's running averages, which would drift."""
         model.train()
         if self.constrained:
             keep_running_statistics(model.backbone)
@@ -177,11 +201,7 @@ class NESS(Method):
         profiles = [self._profile(model, name, data.index) for name in self.spaces]
         merge(model.backbone)
         self.spaces, self.projected, self.constrained = {}, [], False
-        if self.settings.memory == "data":
-            self.old_inputs.append((data.train.x, data.normalisation))
-        else:
-            new = self._collect(model, [(data.train.x, data.normalisation)], data.index)
-            self.moments = {name: self.moments[name] + m if name in self.moments else m for name, m in new.items()}
+        self._remember(model, data.train.x, data.normalisation, data.index)
         return profiles
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,10 +240,22 @@ class NESS(Method):
             "old data": sum(x.nbytes for x, _ in self.old_inputs),
         }
 
+    @property
+    def _protects_reference(self) -> bool:
+        return self.settings.protect == "reference"
+
+    def _remember(self, model: TaskModel, x: Stored, normalisation: Normalisation | None, task: int) -> None:
+        """Protect from now on what the layers see of raw inputs ``x`` of ``task``."""
+        if self.settings.memory == "data":
+            self.old_inputs.append((x, normalisation))
+        else:
+            new = self._collect(model, [(x, normalisation)], task)
+            self.moments = {name: self.moments[name] + m if name in self.moments else m for name, m in new.items()}
+
     def _remembered_moments(self, model: TaskModel) -> dict[str, Moment]:
-        """Moments of all earlier tasks: the sums kept, or computed with today's weights from the data kept."""
+        """Moments of all earlier inputs: the sums kept, or computed with today's weights from the data kept."""
         if self.settings.memory == "data" and self.old_inputs:
-            return self._collect(model, self.old_inputs, 0)
+            return self._collect(model, self.old_inputs, BEFORE_THE_FIRST if self._protects_reference else 0)
         return self.moments
 
     def _collect(
@@ -280,7 +312,7 @@ class NESS(Method):
             name: Probe(
                 weight_matrix(layer, augmented),
                 _matrix(layer, gradients[name], augmented) if gradients else None,
-                tasks=data.index,
+                tasks=data.index + self._protects_reference,
             )
             for name, layer in layers.items()
         }

@@ -6,9 +6,10 @@ The four choices are NESS's: directions of layer *inputs*, any *filter*, *repara
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
-from nesskit.methods.ness import NESS
+from nesskit.methods.ness import BEFORE_THE_FIRST, NESS
 from nesskit.methods.private import PrivateLearning, affine_pairs
 from nesskit.networks.task_model import TaskModel
 from nesskit.settings import NESSPrivateSettings
@@ -40,7 +41,7 @@ class NESSPrivate(PrivateLearning, NESS):
     settings: NESSPrivateSettings
 
     def begin_task(self, model: TaskModel, data: TaskData) -> None:
-        """Open the null space, and give the task what it has for itself (nothing to do for task 1)."""
+        """Open the null space, and give the task what it has for itself (nothing to do if nothing is protected)."""
         norms = affine_pairs(model)  # before all but the updates is frozen
         super().begin_task(model, data)
         if self.constrained:
@@ -53,10 +54,10 @@ class NESSPrivate(PrivateLearning, NESS):
     def _collect(
         self, model: TaskModel, inputs: Sequence[tuple[Stored, Normalisation | None]], first: int
     ) -> dict[str, Moment]:
-        """The moments of what layers see of each task with the task's own parts at work."""
+        """The moments of what layers see of each task with the task's own parts at work; reference inputs have none."""
         total: dict[str, Moment] = {}
         for task, one in enumerate(inputs, first):
-            with self.own_parts_in_place(model, task):
+            with nullcontext() if task == BEFORE_THE_FIRST else self.own_parts_in_place(model, task):
                 moments = super()._collect(model, [one], task)
             total = {name: total[name] + moment if name in total else moment for name, moment in moments.items()}
         return total

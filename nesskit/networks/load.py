@@ -121,7 +121,7 @@ def load_model(name_or_folder: str | Path, depth: int | None = None) -> nn.Modul
         DataError: there is no such model, or not all of it.
     """
     config, auto, folder = load_config(name_or_folder, depth), from_transformers("AutoModel"), located(name_or_folder)
-    with _told_in_a_sentence(name_or_folder), torch.random.fork_rng(devices=[]), _without_progress_bar():
+    with _told_in_a_sentence(name_or_folder), torch.random.fork_rng(devices=[]), _quietly():
         model, report = auto.from_pretrained(folder, config=config, output_loading_info=True, dtype=torch.float32)
     # transformers would draw them at random and warn. A pooler is no matter: its output is not used.
     absent = [name for name in report["missing_keys"] if "pooler" not in name]
@@ -148,13 +148,15 @@ def _told_in_a_sentence(name_or_folder: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Loading takes a second and needs no bar, which a notebook would show in red."""
+def _quietly() -> Iterator[None]:
+    """No bar for a second; what is absent we say ourselves, and that blocks were cut off is no news."""
     logging = from_transformers("logging")
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

@@ -34,6 +34,9 @@ METHOD_LOOKS: dict[str, Look] = {
     "ness-budget": Look(SKY, "--", "p"),
     "ness-private": Look(BLUE, "--", "*"),
     "hat": Look(SKY, "-.", "8"),
+    "frozen": Look(INK, ":", "|"),
+    "lora": Look(VERMILLION, "--", "x"),
+    "o-lora": Look(VERMILLION, "-.", "+"),
 }
 
 
@@ -45,6 +48,9 @@ _DISPLAY_NAMES = {
     "ness-soft": "NESS-soft",
     "ness-budget": "NESS-budget",
     "ness-private": "NESS-private",
+    "frozen": "frozen backbone",
+    "lora": "LoRA",
+    "o-lora": "O-LoRA",
 }
 
 

@@ -16,8 +16,10 @@ from nesskit.runs.record import Run
 
 HEADER = [
     "method", "ours: ACC / BWT %", "published: ACC / BWT %", "difference, in published std",
-    "private numbers a task", "seeds", "epochs a task", "seconds", "memory", "device", "commit", "remarks",
+    "private numbers a task", "trained numbers a task", "kept similarity",
+    "seeds", "epochs a task", "seconds", "memory", "device", "commit", "remarks",
 ]  # fmt: skip
+OF_PRETRAINED = ("trained numbers a task", "kept similarity")  # left out where no run has measured what it kept
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def result_table(benchmark: str, runs: Sequence[Run]) -> tuple[list[str], list[l
     and its row says in what.
 
     Private numbers are what a task has for itself beside its head, seconds are those of a run, and memory is what the
-    method keeps between tasks.
+    method keeps between tasks. Where a run has measured how much of pretrained similarity it kept, that stands there
+    too, with the numbers that a task trains.
 
     Raises:
         UnknownNameError: no benchmark of that name.
@@ -77,7 +80,9 @@ def result_table(benchmark: str, runs: Sequence[Run]) -> tuple[list[str], list[l
         rows += [_row(group, line) for group in beside] or [_row(None, line)]
         groups = [group for group in groups if group not in beside]
     rows += [_row(group, None) for group in sorted(groups, key=lambda group: bool(group.remarks))]
-    return HEADER, rows
+    kept = any(run.kept_similarity for run in runs)
+    shown = [place for place, name in enumerate(HEADER) if kept or name not in OF_PRETRAINED]
+    return [HEADER[place] for place in shown], [[row[place] for place in shown] for row in rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +120,8 @@ def _row(group: _Group | None, line: Published | None) -> list[str]:
         f"{_mean_std(line.accuracy)} / {_mean_std(line.transfer)}" if line else "–",
         _difference(accuracy, transfer, line) if runs and line else "–",
         count_text(Estimate.of([run.private_numbers for run in runs]).mean) if runs else "",
+        count_text(Estimate.of([run.mean_trained_numbers for run in runs]).mean) if runs else "",
+        str(Estimate.of([run.finally_kept_similarity for run in runs])) if runs else "",
         ", ".join(str(run.config["seed"]) for run in runs),
         _epochs(runs),
         f"{Estimate.of([run.seconds for run in runs]).mean:.1f}" if runs else "",

@@ -34,6 +34,7 @@ def measures_of(run: Run) -> list[tuple[str, str]]:
         ("BWT, points", _number(measures["backward_transfer"]).replace("-", "−")),
         ("accuracy when learned, %", _number(measures["learning_accuracy"])),
         ("forgetting, points", _number(measures["forgetting"])),
+        *([("similarity kept", _number(run.finally_kept_similarity))] if run.kept_similarity else []),
         ("tasks learned", f"{run.tasks_done} of {len(run.tasks)}"),
         ("seconds", f"{run.seconds:.1f}"),
     ]
@@ -42,18 +43,16 @@ def measures_of(run: Run) -> list[tuple[str, str]]:
 def comparison_table(comparison: Comparison) -> Table:
     """Methods in rows: what ``Comparison.table`` says, in words of the page."""
     reference = plots.display_name(comparison.reference)
-    _, rows = comparison.table()
-    header = [
-        "method",
-        "seeds",
-        "ACC, %",
-        "BWT, points",
-        f"ACC − {reference}",
-        f"BWT − {reference}",
-        "private numbers a task",
-        "seconds",
-        "memory kept",
-    ]
+    names, rows = comparison.table()
+    in_words = {
+        "ACC %": "ACC, %",
+        "BWT %": "BWT, points",
+        f"ACC - {comparison.reference}": f"ACC − {reference}",
+        f"BWT - {comparison.reference}": f"BWT − {reference}",
+        "ACC %, task named": "ACC, %, task named",
+        "memory": "memory kept",
+    }
+    header = [in_words.get(name, name) for name in names]
     groups = groups_of(comparison)
     cells = [
         [
@@ -66,6 +65,11 @@ def comparison_table(comparison: Comparison) -> Table:
         f"Mean ± standard deviation over seeds (n − 1); differences to {reference} are paired by seed; –: not defined. "
         "Private numbers are what a task has for itself beside its head."
     )
+    if "kept similarity" in header:
+        caption += (
+            " Kept similarity is Spearman's correlation of the similarities of held-out inputs before the first task "
+            "and after the last."
+        )
     return Table(header, cells, caption, numeric=True)
 
 

@@ -42,6 +42,10 @@ def check_values(record: Any) -> None:
     network = record.get("network", {})  # older records have none
     _require(_is_network(network), "network", "checksums of a network and of its weights", network)
     count = len(record["tasks"])
+    for name, (holds, expected) in _A_TASK.items():
+        found = record.get(name, [])  # older records have none
+        fits = isinstance(found, list) and len(found) <= count and all(map(holds, found))
+        _require(fits, name, f"{expected}, one for each task done", found)
     named = ["named_accuracy"] if "named_accuracy" in record else []  # of runs whose tasks had no name
     for name in ("accuracy", "valid_accuracy", *named):
         _require(_is_matrix(record[name], count), name, f"{count} × {count} percentages or null", record[name])
@@ -136,6 +140,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "history": (lambda value: isinstance(value, list), "a list of epochs"),
     "memory": (_of(str, _is_count), "numbers of bytes by name"),
     "seconds": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
+}
+_A_TASK: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "trained_numbers": (_is_count, "whole numbers"),
+    "kept_similarity": (lambda value: value is None or (_is_number(value) and -1 <= value <= 1), "-1 … 1 or null"),
 }
 _EPOCH: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task": (_is_count, "a whole number"),

@@ -60,8 +60,9 @@ class MethodRow:
     """One method in a comparison, in percent; a ``*_difference`` is this method minus the reference, seed by seed.
 
     ``named_accuracy`` is ACC by the same weights if the task's name is known, NaN where ACC is just that;
-    ``private_numbers`` are what a task has for itself beside its head, ``memory`` is what a method keeps between tasks,
-    in bytes; ``failed`` are seeds whose runs failed.
+    ``kept_similarity`` is how much of pretrained similarity is kept in the end, -1 … 1, NaN where nobody measured it;
+    ``private_numbers`` are what a task has for itself beside its head, ``trained_numbers`` all that it trains,
+    ``memory`` is what a method keeps between tasks, in bytes; ``failed`` are seeds whose runs failed.
     """
 
     label: str
@@ -73,6 +74,8 @@ class MethodRow:
     transfer_difference: Estimate
     named_accuracy: Estimate
     private_numbers: Estimate
+    trained_numbers: Estimate
+    kept_similarity: Estimate
     seconds: Estimate
     memory: Estimate
 
@@ -125,10 +128,13 @@ class Comparison:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells as text, for a terminal or a page."""
         rows = self.rows()
+        pretrained = any(row.kept_similarity.count and not np.isnan(row.kept_similarity.mean) for row in rows)
         nameless = any(row.named_accuracy.count and not np.isnan(row.named_accuracy.mean) for row in rows)
         header = ["method", "seeds", "ACC %", "BWT %", f"ACC - {self.reference}", f"BWT - {self.reference}"]
         header += ["ACC %, task named"] if nameless else []
-        return [*header, "private numbers a task", "seconds", "memory"], [
+        header += ["private numbers a task"]
+        header += ["trained numbers a task", "kept similarity"] if pretrained else []
+        return [*header, "seconds", "memory"], [
             [
                 row.label,
                 str(len(row.seeds)) + (f", {len(row.failed)} failed" if row.failed else ""),
@@ -138,6 +144,7 @@ class Comparison:
                 "" if row.label == self.reference else str(row.transfer_difference),
                 *([str(row.named_accuracy)] if nameless else []),
                 count_text(row.private_numbers.mean),
+                *([count_text(row.trained_numbers.mean), str(row.kept_similarity)] if pretrained else []),
                 "–" if np.isnan(row.seconds.mean) else f"{row.seconds.mean:.1f}",
                 "–" if np.isnan(row.memory.mean) else size_text(row.memory.mean),
             ]
@@ -155,6 +162,8 @@ class Comparison:
                 "backward_transfer": run.backward_transfer,
                 "named_average_accuracy": run.named_average_accuracy,
                 "private_numbers": run.private_numbers,
+                "trained_numbers": run.mean_trained_numbers,
+                "kept_similarity": run.finally_kept_similarity,
                 "seconds": round(run.seconds, 3),
                 "memory": sum(run.memory.values()),
                 "status": run.status,
@@ -168,6 +177,8 @@ class Comparison:
             "backward_transfer",
             "named_average_accuracy",
             "private_numbers",
+            "trained_numbers",
+            "kept_similarity",
             "seconds",
             "memory",
         )
@@ -241,6 +252,8 @@ def _row(label: str, runs: dict[int, Run], reference: dict[int, Run], failed: tu
         Estimate.of([run.backward_transfer - other.backward_transfer for run, other in pairs]),
         Estimate.of([run.named_average_accuracy for run in runs.values()]),
         Estimate.of([run.private_numbers for run in runs.values()]),
+        Estimate.of([run.mean_trained_numbers for run in runs.values()]),
+        Estimate.of([run.finally_kept_similarity for run in runs.values()]),
         Estimate.of([run.seconds for run in runs.values()]),
         Estimate.of([sum(run.memory.values()) for run in runs.values()]),
     )

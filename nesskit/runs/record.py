@@ -57,6 +57,10 @@ class Run:
         history: one record an epoch.
         profiles: what each task did to each layer (empty for methods that do not measure it).
         memory: what the method kept at the end, in bytes by name.
+        trained_numbers: for each task done, how many numbers were trained (in joint training one for all tasks); empty
+            if an older nesskit recorded the run.
+        kept_similarity: for each task done, how much of the similarity of the stream's held-out inputs is as it was
+            before the first task, see :func:`nesskit.kept_similarity`; empty where the stream has none.
         seconds: time spent training and evaluating, over all processes that worked on the run.
         status: how it stands; ``status_reason`` says more.
         folder: where it lies, None if it was never written.
@@ -73,6 +77,8 @@ class Run:
     history: list[EpochRecord] = field(default_factory=list)
     profiles: list[LayerProfile] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
+    trained_numbers: list[int] = field(default_factory=list)
+    kept_similarity: list[float] = field(default_factory=list)
     seconds: float = 0.0
     status: Status = "running"
     status_reason: str = ""
@@ -134,12 +140,23 @@ class Run:
             return math.nan
         return sum(self.memory.get(name, 0) for name in PRIVATE) / FLOAT32 / self.tasks_done
 
+    @property
+    def finally_kept_similarity(self) -> float:
+        """How much of the similarity before the first task is kept after the last one done; NaN if nobody measured."""
+        return self.kept_similarity[-1] if self.kept_similarity else math.nan
+
+    @property
+    def mean_trained_numbers(self) -> float:
+        """How many numbers a task trains, in the mean over all tasks done; NaN if nobody counted."""
+        return sum(self.trained_numbers) / len(self.trained_numbers) if self.trained_numbers else math.nan
+
     def summary(self) -> dict[str, Any]:
         """The result in one JSON object: ACC, BWT, accuracy matrix, seconds, folder (null where there is none)."""
         return {
             "average_accuracy": null_nan(self.average_accuracy),
             "backward_transfer": null_nan(self.backward_transfer),
             **({"named_average_accuracy": null_nan(self.named_average_accuracy)} if self.without_names else {}),
+            **({"kept_similarity": null_nan(self.kept_similarity)} if self.kept_similarity else {}),
             "accuracy": null_nan(self.accuracy.tolist()),
             "seconds": round(self.seconds, 3),
             "run_dir": None if self.folder is None else str(self.folder),
@@ -154,6 +171,8 @@ class Run:
             **({"named_accuracy": null_nan(self.named_accuracy.tolist())} if self.without_names else {}),
             "history": [asdict(epoch) for epoch in self.history],
             "memory": self.memory,
+            "trained_numbers": list(self.trained_numbers),
+            "kept_similarity": null_nan(self.kept_similarity),
             "seconds": self.seconds,
         }
 
@@ -165,6 +184,8 @@ class Run:
             self.named_accuracy = np.array(results["named_accuracy"], dtype=np.float64)
         self.history = [EpochRecord(**epoch) for epoch in results["history"]]
         self.memory = dict(results["memory"])
+        self.trained_numbers = list(results.get("trained_numbers", ()))
+        self.kept_similarity = [math.nan if kept is None else kept for kept in results.get("kept_similarity", ())]
         self.seconds = results["seconds"]
 
     def to_dict(self) -> dict[str, Any]:

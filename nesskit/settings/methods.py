@@ -64,6 +64,9 @@ class NESSSettings(MethodSettings):
     """frozen: biases stay as task 1 left them (paper); augment: a constant input 1 protects them too."""
     layers: tuple[str, ...] = ()
     """Names of the layers to adapt; empty: every Linear and Conv2d of the backbone."""
+    protect: Literal["tasks", "reference"] = "tasks"
+    """tasks: inputs of earlier tasks; reference: those of the stream's reference too, so that what a pretrained network
+    knows is protected before the first task, which learns in a null space as well."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -335,6 +338,38 @@ class HATSettings(MethodSettings):
         require(self, "s_max", self.s_max >= 1, "at least 1")
 
 
+@dataclass(frozen=True)
+class FrozenSettings(MethodSettings):
+    """Frozen backbone: what it knew before the first task is all it ever knows, and only heads learn."""
+
+
+@dataclass(frozen=True)
+class LoRASettings(MethodSettings):
+    """LoRA: one update of low rank, (α/r) B A, learns all tasks in turn beside weights that stand still (Hu 2021)."""
+
+    rank: int = 8
+    """r, of each layer's update; less where a layer has fewer inputs or outputs."""
+    alpha: float = 16.0
+    """α: the update is scaled by α/r, so that another r asks for no other learning rate."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "rank", self.rank >= 1, "at least 1")
+        require(self, "alpha", self.alpha > 0, "above 0")
+
+
+@dataclass(frozen=True)
+class OLoRASettings(LoRASettings):
+    """O-LoRA: an update of low rank for every task, with A orthogonal to those of earlier tasks (Wang et al. 2023)."""
+
+    strength: float = 0.5
+    """λ: how much Σ ‖A_i A_tᵀ‖² over earlier tasks i, and all layers, counts beside the loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "strength", self.strength >= 0, "at least 0")
+
+
 METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "ness": NESSSettings,
     "ness-soft": NESSSoftSettings,
@@ -352,6 +387,9 @@ METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "fs-dgpm": FSDGPMSettings,
     "adam-nscl": AdamNSCLSettings,
     "hat": HATSettings,
+    "frozen": FrozenSettings,
+    "lora": LoRASettings,
+    "o-lora": OLoRASettings,
 }
 
 

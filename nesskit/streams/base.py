@@ -135,18 +135,19 @@ class Task:
             )
         if isinstance(x, OnDisk) and not len(x):
             return  # of no row there is no shape
-        seen, trained = self._looked_at(where, x), self._looked_at(where, self.train.x)
+        self.check_inputs(where, x)
+
+    def check_inputs(self, where: str, x: Stored) -> None:
+        """Inputs ``x`` (n, …) are such as those that the task trains on; ``where`` says in an error which they are.
+
+        Raises:
+            DataError: they are not.
+        """
+        seen, trained = _looked_at(where, x), _looked_at(where, self.train.x)
         self._check_inputs(where, seen)
         found, expected = shape_of(seen), shape_of(trained)
         if found != expected:
             raise DataError(f"{where}: shape {found} differs from {expected} in training")
-
-    def _looked_at(self, where: str, x: Stored) -> Inputs:
-        """All inputs in memory, or the first of those that are not."""
-        try:
-            return in_memory(x[:1]) if isinstance(x, OnDisk) else x
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
 
     def _check_inputs(self, where: str, x: Inputs) -> None:
         refuse_unusable(x, where)
@@ -203,16 +204,42 @@ class TaskStream(Sequence[Task]):
         checksums: SHA-256 of every data source, for the record of a run.
         tokenizer: what made tokens of the sentences, as :func:`nesskit.pretrained` knows it; None: there are none, or
             nobody knows.
+        reference: inputs (n, …) of no task, as those of a task, that stand for what a pretrained network knows already:
+            a method may protect them before the first task. They are normalised as the first task's are.
+        held_out: further inputs of no task, 3 or more. Nobody trains on them or protects them: by them is measured how
+            much of what a network knew at first is kept.
+
+    Raises:
+        DataError: there is no task, or the inputs of no task are not such as the first task's.
     """
 
     name: str
     tasks: Sequence[Task]
     checksums: Mapping[str, str] = field(default_factory=dict)
     tokenizer: str | None = None
+    reference: Stored | None = None
+    held_out: Stored | None = None
 
     def __post_init__(self) -> None:
         if not len(self.tasks):
             raise DataError(f"stream '{self.name}' has no task")
+        for part, least in (("reference", 1), ("held_out", 3)):
+            given = getattr(self, part)
+            if given is not None:
+                object.__setattr__(self, part, self._of_no_task(f"stream '{self.name}', {part} inputs", given, least))
+
+    def _of_no_task(self, where: str, given: Any, least: int) -> Stored:
+        """Inputs that belong to no task, checked as those of the first are."""
+        try:
+            x = as_stored(given)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"{where} must be a tensor, an array or a dict of them, without labels: {error}") from error
+        if (isinstance(x, Tensor) and not x.ndim) or len(x) < least:
+            raise DataError(f"{where}: there must be at least {least}, of shape (n, …)")
+        self.tasks[0].check_inputs(where, x)
+        return x
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -234,6 +261,14 @@ class TaskStream(Sequence[Task]):
                 f"stream '{self.name}' has {len(self)} tasks, so a number of tasks must be 1 … {len(self)}, got {count}"
             )
         return replace(self, tasks=self.tasks[:count])
+
+
+def _looked_at(where: str, x: Stored) -> Inputs:
+    """All inputs in memory, or the first of those that are not."""
+    try:
+        return in_memory(x[:1]) if isinstance(x, OnDisk) else x
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def split_validation(examples: Examples, share: float) -> tuple[Examples, Examples]:

@@ -12,6 +12,8 @@ from nesskit.streams.base import Examples, Normalisation, Task, channels_of, nor
 from nesskit.streams.fields import Inputs, Stored, joined
 
 Rows = TypeVar("Rows", bound=Stored)
+# Batches within which sentences are sorted; were it all of them, epochs would have nearly the same batches.
+LOOKAHEAD = 16
 
 
 class Batch(NamedTuple):
@@ -33,11 +35,25 @@ def pieces(rows: Rows, size: int, company: bool) -> Sequence[Rows]:
     return parts
 
 
+def alike_in_length(order: Tensor, lengths: Tensor, size: int) -> Tensor:
+    """``order`` (n,), with rows of like length beside each other within every ``LOOKAHEAD`` batches of ``size``.
+
+    Args:
+        order: a permutation of the rows; those of equal length stay in this order.
+        lengths: (n,), of each row.
+        size: of a batch.
+    """
+    near = order.split(LOOKAHEAD * size)
+    return torch.cat([rows[lengths[rows].argsort(stable=True)] for rows in near])
+
+
 class TaskData:
     """One task whose raw examples (uint8 where they are) lie on ``device``; batches are normalised when they are made.
 
     On the CPU nothing is copied; what is not in memory is read when a batch of it is made. ``index`` is the task's
     place in the stream, 0 for the first; ``company`` says whether no batch may be of one example, see :func:`pieces`.
+    Sentences share a batch with others of like length, so that little padding is computed with; not if the network
+    looks at batches as a whole, which is what ``company`` is for.
     Labels count from ``first_label`` on, which is not 0 where classes are counted through the stream.
     """
 
@@ -55,6 +71,26 @@ class TaskData:
     def alike(self) -> bool:
         """Whether batches of as many rows are made alike, whatever these are; not if they are trimmed or read."""
         return isinstance(self.train.x, Tensor)
+
+    def shuffled(self, size: int, generator: torch.Generator) -> Sequence[Tensor]:
+        """Every row of the training examples once, in batches of ``size`` rows, in random order."""
+        order, lengths = torch.randperm(len(self.train.y), generator=generator), self._lengths(self.train)
+        if lengths is not None:
+            order = alike_in_length(order, lengths, size)
+        batches = pieces(order.to(self.train.y.device), size, self.company)
+        if lengths is None:
+            return batches
+        return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def shortest_first(self, examples: Examples) -> Tensor | None:
+        """The rows of ``examples`` (n,) in the order of their length; None where they have none."""
+        lengths = self._lengths(examples)
+        return None if lengths is None else lengths.argsort(stable=True)
+
+    def _lengths(self, examples: Examples) -> Tensor | None:
+        """How many tokens each sentence has, on the CPU; None for what is no sentence."""
+        lengths = None if self.company or isinstance(examples.x, Tensor) else examples.x.lengths
+        return None if lengths is None else lengths.cpu()
 
     def batch(self, examples: Examples, rows: Tensor | slice) -> Batch:
         """The batch of these rows of ``examples``."""
@@ -88,6 +124,10 @@ class MixedData(TaskData):
     def alike(self) -> bool:
         """How many examples of which task a batch has is drawn."""
         return False
+
+    def _lengths(self, examples: Examples) -> Tensor | None:
+        parts = [lengths for task in self.tasks if (lengths := task._lengths(task.train)) is not None]
+        return torch.cat(parts) if len(parts) == len(self.tasks) else None
 
     def batch(self, examples: Examples, rows: Tensor | slice) -> Batch:
         """The batch of these training examples, counted through all tasks."""

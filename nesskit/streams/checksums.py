@@ -15,10 +15,15 @@ ROWS = 1024  # that are read at a time
 
 
 def data_checksums(stream: TaskStream) -> Mapping[str, str]:
-    """SHA-256 of every data source of ``stream``; of every task where the stream names no source."""
+    """SHA-256 of every data source of ``stream``; where it names no source, of every task and of the inputs of none.
+
+    Those count for every run of the stream, whether its method protects them or not.
+    """
     if stream.checksums:
         return stream.checksums
-    return {f"task {number} ({task.name})": task_checksum(task) for number, task in enumerate(stream, start=1)}
+    tasks = {f"task {number} ({task.name})": task_checksum(task) for number, task in enumerate(stream, start=1)}
+    of_no_task = {"reference": stream.reference, "held out": stream.held_out}
+    return tasks | {name: inputs_checksum(x) for name, x in of_no_task.items() if x is not None}
 
 
 def task_checksum(task: Task) -> str:
@@ -27,6 +32,13 @@ def task_checksum(task: Task) -> str:
     for part in (task.train, task.valid, task.test):
         for values in part:
             update(digest, values)
+    return digest.hexdigest()
+
+
+def inputs_checksum(x: Stored) -> str:
+    """SHA-256 of inputs without labels."""
+    digest = hashlib.sha256()
+    update(digest, x)
     return digest.hexdigest()
 
 

@@ -1,7 +1,8 @@
 """CLINC150 (Larson et al. 2019): what people ask an assistant, 150 intents in ten domains.
 
-The files are JSON: ``clinc150-full.json`` has lists of [sentence, intent] under ``train``, ``val`` and ``test`` (and
-sentences of no intent, which are not used here), ``clinc150-domains.json`` the intents of each domain.
+The files are JSON: ``clinc150-full.json`` has lists of [sentence, intent] under ``train``, ``val`` and ``test``, and
+sentences of no intent under ``oos_train``, ``oos_val`` and ``oos_test`` ("out of scope"); ``clinc150-domains.json`` has
+the intents of each domain.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from nesskit.errors import DataError
 from nesskit.seeds import derive_seed
 from nesskit.streams.base import Examples, Task, TaskStream
 from nesskit.streams.fetch import locate_stream, sha256_of
+from nesskit.streams.fields import Fields
 from nesskit.streams.reading import opened
 from nesskit.streams.tokens import MINILM, load_tokenizer, located, tokenise
 
 NAME = "split-clinc150"
 FULL, DOMAINS = "clinc150-full.json", "clinc150-domains.json"
 PARTS = ("train", "val", "test")
+OUT_OF_SCOPE = ("oos_train", "oos_val", "oos_test")
 
 
 class Sentences(NamedTuple):
@@ -35,17 +38,24 @@ class Sentences(NamedTuple):
 
 
 class Clinc150(NamedTuple):
-    """The data set: domain → its intents, both in the order of the file; train, val and test sentences."""
+    """The data set: domain → its intents, both in the order of the file; train, val and test sentences.
+
+    Of the sentences of no intent, ``reference`` are those of train and val and the first half of those of test, which
+    are 100, 100 and 500, and ``held_out`` the second half of those of test, 500.
+    """
 
     domains: Mapping[str, tuple[str, ...]]
     parts: Mapping[str, Sentences]
+    reference: Sequence[str]
+    held_out: Sequence[str]
 
 
 def split_clinc150(seed: int, validation_share: float = 0.0) -> TaskStream:
     """Ten tasks of 15 intents, one a domain, in the order of the file of domains.
 
     Inputs are ``input_ids`` and ``attention_mask``, int64 (n, length): the tokens of ``minilm``'s tokenizer, padded to
-    the longest sentence of the whole stream. Per task 1500 sentences to train, 450 to test.
+    the longest sentence of the whole stream. Per task 1500 sentences to train, 450 to test. The sentences of no intent
+    are neutral between the domains: 700 are the stream's ``reference``, 500 are ``held_out``, the same for all seeds.
 
     Args:
         seed: shuffles the sentences of each task; the tasks are the same for all seeds.
@@ -58,7 +68,8 @@ def split_clinc150(seed: int, validation_share: float = 0.0) -> TaskStream:
     """
     files = locate_stream(NAME)
     data = read_clinc150(files[FULL].path, files[DOMAINS].path)
-    examples = {part: examples_by_domain(data, part, tokens, seed) for part, tokens in _tokens(data).items()}
+    tokens = _tokens(data)
+    examples = {part: examples_by_domain(data, part, tokens[part], seed) for part in PARTS}
     tasks = []
     for number, (domain, intents) in enumerate(data.domains.items()):
         train, valid, test = (examples[part][number] for part in PARTS)
@@ -67,7 +78,8 @@ def split_clinc150(seed: int, validation_share: float = 0.0) -> TaskStream:
     checksums = {name: file.sha256 for name, file in files.items()}
     vocabulary = Path(located(MINILM)) / "tokenizer.json"
     checksums |= {f"{MINILM}, {vocabulary.name}": sha256_of(vocabulary)}
-    return TaskStream(NAME, tuple(tasks), checksums, tokenizer=MINILM)
+    reference, held_out = Fields(tokens["reference"]), Fields(tokens["held_out"])
+    return TaskStream(NAME, tuple(tasks), checksums, MINILM, reference, held_out)
 
 
 def read_clinc150(full: Path, domains: Path) -> Clinc150:
@@ -79,8 +91,8 @@ def read_clinc150(full: Path, domains: Path) -> Clinc150:
     by_domain = _read_domains(domains)
     numbers = {intent: number for number, intent in enumerate(i for group in by_domain.values() for i in group)}
     content = _read_json(full)
-    if not isinstance(content, dict) or not set(PARTS) <= content.keys():
-        raise DataError(f"{full} is not CLINC150: it must have the parts {', '.join(PARTS)}")
+    if not isinstance(content, dict) or not {*PARTS, *OUT_OF_SCOPE} <= content.keys():
+        raise DataError(f"{full} is not CLINC150: it must have the parts {', '.join((*PARTS, *OUT_OF_SCOPE))}")
     parts = {}
     for part in PARTS:
         pairs = list(_pairs(full, part, content[part]))
@@ -95,7 +107,9 @@ def read_clinc150(full: Path, domains: Path) -> Clinc150:
             raise DataError(f"{domains} names {_some(absent)}, but {full} has no {part} sentence of that")
         labels = torch.tensor([numbers[intent] for _, intent in pairs])
         parts[part] = Sentences([text for text, _ in pairs], labels)
-    return Clinc150(by_domain, parts)
+    train, val, test = ([text for text, _ in _pairs(full, part, content[part])] for part in OUT_OF_SCOPE)
+    half = len(test) // 2
+    return Clinc150(by_domain, parts, [*train, *val, *test[:half]], test[half:])
 
 
 def examples_by_domain(data: Clinc150, part: str, tokens: Mapping[str, Tensor], seed: int) -> list[Examples]:
@@ -124,12 +138,12 @@ def _rows(tokens: Any, rows: Tensor | slice) -> Any:
 
 
 def _tokens(data: Clinc150) -> dict[str, dict[str, Tensor]]:
-    """Token ids and masks of every part, all of them as long as the longest sentence."""
-    sentences = [text for part in PARTS for text in data.parts[part].texts]
-    tokens = tokenise(load_tokenizer(MINILM), sentences)
-    sizes = [len(data.parts[part].texts) for part in PARTS]
-    split = {name: tensor.split(sizes) for name, tensor in tokens.items()}
-    return {part: {name: pieces[number] for name, pieces in split.items()} for number, part in enumerate(PARTS)}
+    """Token ids and masks of every part and of the sentences of no intent, all as long as the longest sentence."""
+    texts = {part: data.parts[part].texts for part in PARTS}
+    texts |= {"reference": list(data.reference), "held_out": list(data.held_out)}
+    tokens = tokenise(load_tokenizer(MINILM), [text for part in texts.values() for text in part])
+    split = {name: tensor.split([len(part) for part in texts.values()]) for name, tensor in tokens.items()}
+    return {part: {name: pieces[number] for name, pieces in split.items()} for number, part in enumerate(texts)}
 
 
 def _read_domains(path: Path) -> dict[str, tuple[str, ...]]:

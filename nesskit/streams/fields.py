@@ -8,6 +8,7 @@ batches or remembers examples need not ask which it has.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any, overload
 
@@ -120,16 +121,22 @@ class Fields(Mapping[str, Tensor]):
         mask = self._tensors.get(MASK)
         return mask if mask is not None and mask.ndim == 2 else None
 
+    @property
+    def lengths(self) -> Tensor | None:
+        """How many columns each row (n,) has up to its last one that is no padding; None if there is no mask."""
+        if self.mask is None:
+            return None
+        columns = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+        return torch.where(self.mask != 0, columns, 0).amax(dim=1) if len(columns) else columns.new_zeros(len(self))
+
     def prepared(self) -> Fields:
         """As a network sees them: without columns that are padding in every row, floating-point ones as float32.
 
         Integers keep their type: they may be indices. Which fields have such columns :meth:`with_columns` says.
         """
         fields = self.each(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
-        if fields.mask is None or not len(self):
-            return fields
-        used = (fields.mask != 0).any(dim=0).nonzero()
-        return fields.with_columns(int(used[-1]) + 1 if len(used) else 1)
+        lengths = fields.lengths
+        return fields if lengths is None or not len(self) else fields.with_columns(max(int(lengths.max()), 1))
 
     def with_columns(self, count: int) -> Fields:
         """With ``count`` columns, cut or padded by zeros on the right, where the mask (n, L) has L.
@@ -171,6 +178,7 @@ class OnDisk:
             raise DataError(f"the dataset {type(dataset).__name__} has no __len__, so its rows cannot be chosen")
         self.dataset, self.device = dataset, torch.device(device)
         self.rows = torch.arange(len(dataset)) if rows is None else rows  # type: ignore[arg-type]
+        self._measured: list[Tensor | None] = []  # the lengths, once they are known, of whatever device
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -182,7 +190,9 @@ class OnDisk:
 
     def to(self, device: torch.device | str) -> OnDisk:
         """Put on ``device`` once they are read."""
-        return OnDisk(self.dataset, self.rows, device)
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        return moved
 
     def split(self, size: int) -> tuple[OnDisk, ...]:
         """In pieces of ``size`` rows."""
@@ -206,6 +216,19 @@ class OnDisk:
         x = _stacked(items)
         refuse_unusable(x, f"rows of the dataset {type(self.dataset).__name__}")
         return x.to(self.device)
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Those of :meth:`Fields.lengths`, for which all rows are read once, a few at a time."""
+        if not self._measured:
+            first = self[:1].read() if len(self) else None
+            masked = isinstance(first, Fields) and first.mask is not None
+            self._measured.append(self._read_lengths() if masked else None)
+        return self._measured[0]
+
+    def _read_lengths(self, at_once: int = 8) -> Tensor:
+        parts = (part.read() for part in self.split(at_once))
+        return torch.cat([part.lengths for part in parts if isinstance(part, Fields) and part.lengths is not None])
 
     @property
     def nbytes(self) -> int:

@@ -41,6 +41,7 @@ def check_run(model: TaskModel, stream: TaskStream, method: Method, settings: Tr
     Raises:
         TrainingError: it has too few heads, does not take a task's inputs, or answers with other numbers of logits; or
             a setting watches validation data that there is none of.
+        DataError: the stream lacks what the method needs.
         AdaptationError, SpectrumError: it is still adapted, or is none for the method.
     """
     if not isinstance(model, TaskModel) or len(model.heads) < len(stream):
@@ -59,6 +60,7 @@ def check_run(model: TaskModel, stream: TaskStream, method: Method, settings: Tr
     _refuse_adapted(model)
     _try(model, stream, method)
     method.check(model)
+    method.check_stream(stream)
 
 
 @torch.no_grad()

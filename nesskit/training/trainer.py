@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nesskit.adaptation.capture import call, evaluating
+from nesskit.analysis.similarity import kept_similarity
 from nesskit.errors import TrainingError
 from nesskit.methods import Method
+from nesskit.networks.shared_head import SharedHead
 from nesskit.networks.task_model import TaskModel
 from nesskit.runs.events import EpochFinished, Event, TaskFinished, TaskStarted
 from nesskit.runs.profile_file import pack_profiles, unpack_profiles
 from nesskit.runs.record import EpochRecord, Run
 from nesskit.seeds import derive_seed
 from nesskit.settings import TrainingSettings
-from nesskit.streams.base import Examples, TaskStream
-from nesskit.streams.batches import Batch, MixedData, TaskData, pieces
+from nesskit.streams.base import Examples, TaskStream, normalise
+from nesskit.streams.batches import Batch, MixedData, TaskData
 from nesskit.training.answers import class_means, right_answers
 from nesskit.training.averaging import WeightAverage
 from nesskit.training.graphs import make_steps
@@ -71,6 +74,7 @@ class Trainer:
         self.stage: Stage | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.average: WeightAverage | None = None
+        self.first_features: Tensor | None = None  # (n, d) of the held-out inputs, before the first task
         self.left = False
 
     def leave(self) -> None:
@@ -95,6 +99,9 @@ class Trainer:
         self.model.see(last + 1)
         started = time.perf_counter()
         if self.stage is None:
+            if not self.stages_done:
+                self.first_features = self._held_out_features()
+                self.method.begin_stream(self.model, self.stream)
             with self._noise("begin task", last):
                 for task_data in data:
                     self.method.begin_task(self.model, task_data)
@@ -104,6 +111,7 @@ class Trainer:
         self.optimizer = self._optimizer(tasks, self.stage)
         self.average = self._average(self.optimizer, self.stage)
         self.stage.resumed = None
+        trained = _numbers_that_learn(self.optimizer)
         training = [MixedData(data)] if self.model.shares_head and len(data) > 1 else data
         replayable = self.method.replayable and all(task_data.alike for task_data in training)
         steps = make_steps(self._step, replayable, self.optimizer, self.device)
@@ -122,6 +130,9 @@ class Trainer:
             for task_data in data:
                 means = class_means(self.method, self.model, task_data, self.settings.evaluation_batch_size)
                 self.model.means.keep(task_data.index, means)
+        self.run.trained_numbers.append(trained)
+        if self.first_features is not None:
+            self.run.kept_similarity.append(kept_similarity(self.first_features, self._held_out_features()))
         row = self._evaluate_row(last)
         self.run.memory = {**self.method.memory_report(), **self.model.means.sizes()}
         self.stage, self.optimizer, self.average = None, None, None
@@ -192,7 +203,7 @@ class Trainer:
         place = (self.stages_done, stage.epochs_done)
         shuffle = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", *place))
         self.method.train_mode(self.model)
-        _keep_frozen_statistics(self.model)
+        keep_frozen_statistics(self.model)
         steps.begin_epoch(lr)
         with self._noise("noise", *place):  # dropout and whatever else a model or method draws
             for task_data, rows in _shuffled(data, self.settings.batch_size, shuffle):
@@ -230,6 +241,17 @@ class Trainer:
             raise TrainingError(self._diverged(data[-1].index, epoch))
         return loss, sum(n * accuracy for n, _, accuracy in results) / count
 
+    @torch.no_grad()
+    def _held_out_features(self) -> Tensor | None:
+        """(n, d) what the network that tasks share makes of the stream's held-out inputs; None if there are none."""
+        if self.stream.held_out is None:
+            return None
+        backbone, normalisation = self.model.backbone, self.stream[0].normalisation
+        network = backbone.network if isinstance(backbone, SharedHead) else backbone
+        with evaluating(network):
+            parts = self.stream.held_out.split(self.settings.evaluation_batch_size)
+            return torch.cat([call(network, normalise(x, normalisation)).cpu() for x in parts])
+
     def _evaluate_row(self, last: int) -> list[float]:
         """Test (and validate) every task up to ``last`` and note it in the accuracy matrices."""
         started = time.perf_counter()
@@ -259,7 +281,7 @@ class Trainer:
 
         Fixed, the same examples always share one; reshuffled, ``purpose`` and the task draw them.
         """
-        order = None
+        order = data.shortest_first(examples)
         if self.settings.evaluation_order == "reshuffled":
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "evaluation", *purpose, data.index))
             order = torch.randperm(len(examples.y), generator=generator)
@@ -303,6 +325,7 @@ class Trainer:
             "stage": stage,
             "model": self.model.state_dict(),
             "method": self.method.state_dict(),
+            "first_features": self.first_features,
             "results": self.run.results(),
             "profiles": {
                 name: torch.from_numpy(values) if isinstance(values, np.ndarray) else values
@@ -316,6 +339,7 @@ class Trainer:
         # First the method, which gives the model the structure (bases) that the saved weights belong to.
         self.method.load_state_dict(self.model, state["method"])
         self.model.load_state_dict(state["model"])
+        self.first_features = state.get("first_features")  # older checkpoints know of no held-out inputs
         self.run.restore_results(state["results"])
         self.run.profiles = unpack_profiles(state["profiles"])
         if state["stage"] is not None:
@@ -333,14 +357,17 @@ def _shuffled(
     """All training examples once, in batches of one task each, in random order: the task and the rows of each batch."""
     batches = []
     for task_data in data:
-        order = torch.randperm(len(task_data.train.y), generator=generator)
-        rows = pieces(order.to(task_data.train.y.device), batch_size, task_data.company)
-        batches += [(task_data, part) for part in rows]
+        batches += [(task_data, rows) for rows in task_data.shuffled(batch_size, generator)]
     if len(data) == 1:
         yield from batches
         return
     for index in torch.randperm(len(batches), generator=generator).tolist():
         yield batches[index]
+
+
+def _numbers_that_learn(optimizer: torch.optim.Optimizer) -> int:
+    """How many numbers the optimizer trains."""
+    return sum(p.numel() for group in optimizer.param_groups for p in group["params"] if p.requires_grad)
 
 
 def _changing_tensors(model: TaskModel) -> dict[str, Tensor]:
@@ -355,7 +382,7 @@ def _stands(buffer: str) -> bool:
     return buffer.endswith((".basis", ".occupied")) or buffer.startswith(("scaled.", "private."))
 
 
-def _keep_frozen_statistics(model: TaskModel) -> None:
+def keep_frozen_statistics(model: TaskModel) -> None:
     """Stop the running averages of every normalisation whose parameters the user froze: the layer stays as it is."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):

@@ -14,6 +14,9 @@ from nesskit.streams.clinc150 import DOMAINS, FULL, PARTS, examples_by_domain, r
 GROUPS = {"kitchen": ["recipe", "oven"], "travel": ["visa", "flight", "plug"]}
 INTENTS = [intent for intents in GROUPS.values() for intent in intents]
 COUNTS = {"train": 6, "val": 2, "test": 3}
+NEUTRAL = {"train": 2, "val": 1, "test": 7}  # of no intent
+REFERENCE = [f"{part} of nothing {k}" for part, count in (("train", 2), ("val", 1), ("test", 3)) for k in range(count)]
+HELD_OUT = [f"test of nothing {k}" for k in range(3, 7)]
 
 
 def content():
@@ -21,7 +24,7 @@ def content():
     return {
         part: [[f"{part} {intent} number {k}" + " please" * k, intent] for intent in INTENTS for k in range(count)]
         for part, count in COUNTS.items()
-    } | {"oos_train": [["what is this", "oos"]]}
+    } | {f"oos_{part}": [[f"{part} of nothing {k}", "oos"] for k in range(count)] for part, count in NEUTRAL.items()}
 
 
 def texts(data):
@@ -101,6 +104,8 @@ def without(part):
         (b'{"train": [["half a sen', None, f"{FULL} cannot be read as JSON"),
         (None, b"\xff\xfe", f"{DOMAINS} cannot be read as JSON"),
         ([], None, "is not CLINC150: it must have the parts train, val, test"),
+        (without("oos_val"), None, "must have the parts train, val, test, oos_train, oos_val, oos_test"),
+        (content() | {"oos_test": [["a sentence"]]}, None, "entry 0 of 'oos_test' must be a pair of a sentence"),
         (without("val"), None, "is not CLINC150: it must have the parts train, val, test"),
         (content() | {"train": {}}, None, "the part 'train' must be a list of pairs"),
         (content() | {"test": [["a sentence"]]}, None, "entry 0 of 'test' must be a pair of a sentence and its intent"),
@@ -168,6 +173,16 @@ def test_a_stream_of_tokens(mirror, tokenizer):
     assert set(stream.checksums) == {FULL, DOMAINS, "minilm, tokenizer.json"}
 
 
+def test_sentences_of_no_intent_are_reference_or_held_out_whatever_the_seed(mirror, tokenizer):
+    stream = load_stream("split-clinc150", seed=3)
+    again = load_stream("split-clinc150", seed=4).first(1)
+    for found, said in ((stream.reference, REFERENCE), (stream.held_out, HELD_OUT)):
+        assert sentences(tokenizer, found) == said
+        assert found["input_ids"].shape[1] == stream[0].train.x["input_ids"].shape[1]
+    assert torch.equal(stream.reference["input_ids"], again.reference["input_ids"])
+    assert torch.equal(stream.held_out["input_ids"], again.held_out["input_ids"])
+
+
 def test_validation_sentences_are_the_data_sets_own_or_none(mirror, tokenizer):
     none, some, more = (load_stream("split-clinc150", validation_share=share) for share in (0.0, 0.1, 0.5))
     assert len(none[0].valid.y) == 0
@@ -189,3 +204,8 @@ def test_the_real_clinc150(real_mirror, monkeypatch, tokenizer):
     x = stream[0].train.x
     assert x["input_ids"].shape == x["attention_mask"].shape == (1500, 33)
     assert int(x["input_ids"].max()) < len(tokenizer)
+    assert (len(stream.reference), len(stream.held_out)) == (700, 500)
+    rows = torch.cat([x["input_ids"] for task in stream for x in (task.train.x, task.valid.x, task.test.x)])
+    said = [set(map(tuple, x.tolist())) for x in (rows, stream.reference["input_ids"], stream.held_out["input_ids"])]
+    assert not said[1] & said[2]
+    assert not said[2] & said[0]
