@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from pictures import read_picture
 from torch import nn
 
 from nesskit import (
