@@ -1,4 +1,4 @@
-"""The threshold explorer: curves from moments, look-ups, what the kernel does at a move, key press to pixels in Chromium.
+"""The threshold explorer: curves from moments, look-ups, a move in the kernel, key press to pixels in Chromium.
 
 Run: python speed/explorer.py            (everything; the browser part needs Chromium and playwright)
      python speed/explorer.py --kernel   (without a browser)
