@@ -679,7 +679,9 @@ class Explorer {
     this.slider.addEventListener("input", () => this.set({ eps: onStep(10 ** this.slider.valueAsNumber) }));
     this.readout = element("input", { type: "text", class: "nk-readout", "aria-label": "ε₁ as a number", size: 8 });
     set(this.readout, { inputmode: "decimal", autocomplete: "off", spellcheck: "false" });
-    this.readout.addEventListener("change", () => this.set(parseEps(this.readout.value)));
+    const typed = () => this.set(parseEps(this.readout.value));
+    this.readout.addEventListener("change", typed);
+    this.readout.addEventListener("keydown", ({ key }) => key === "Enter" && typed()); // JupyterLab swallows the change
     this.alert = element("p", { class: "nk-message", role: "alert" });
     this.head = element("tr", {}, ...COLUMNS.map(([title]) => element("th", { scope: "col" }, title)));
     this.rows = element("tbody");
@@ -718,6 +720,7 @@ class Explorer {
       this.note,
     );
     options(this.rule, Object.entries(RULES).map(([name, { title, formula }]) => [name, `${title}  ${formula}`]));
+    keepKeys(this.root);
     el.append(this.root);
   }
 
@@ -766,6 +769,7 @@ class Explorer {
     this.note.textContent = [restricted && RESTRICTED, !this.model.get("kernel") && NO_KERNEL].filter(Boolean).join(" ");
     this.smalls = curves.map(({ layer }, number) => new SmallSpectrum(number, layer, (name) => this.set({ layer: name })));
     this.layers.replaceChildren(...this.smalls.map(({ button }) => button));
+    keepKeys(this.layers);
   }
 
   drawControls(state, curves) {
@@ -824,6 +828,13 @@ class Explorer {
     const [red, green, blue] = behind ? getComputedStyle(behind).backgroundColor.match(/[\d.]+/g).map(Number) : [255, 255, 255];
     const outer = this.root.closest(".nk-explorer") ?? this.root;
     outer.classList.toggle("nk-dark", 0.3 * red + 0.6 * green + 0.1 * blue < 128);
+  }
+}
+
+/** JupyterLab takes arrow keys and Enter for its own shortcuts, unless the element that has the focus says not to. */
+function keepKeys(root) {
+  for (const control of root.querySelectorAll("select, button, input, .nk-cut")) {
+    control.setAttribute("data-lm-suppress-shortcuts", "true");
   }
 }
 
