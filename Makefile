@@ -49,11 +49,13 @@ help:
 setup: $(INSTALLED)
 
 # torch first and pinned: resolved later, as a dependency, pip might take a build of several gigabytes.
+# nbgrader's menus in JupyterLab are off: students cannot use them, and teachers have make student and make grade.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nesskit needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": pass another one with PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_OPTIONS) $(or $(OFFLINE),$(TORCH_FROM)) torch
 	$(BIN)/python -m pip install $(PIP_OPTIONS) $(OFFLINE) -e '.[test,course,cluster,text,site]'
+	$(BIN)/jupyter labextension disable --level=sys_prefix @jupyter/nbgrader
 	@touch $@
 
 demo: $(INSTALLED)

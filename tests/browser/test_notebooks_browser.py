@@ -79,8 +79,10 @@ def test_run_all_shows_everything_and_no_error(browser, server, path):
         canvases = page.locator(".jupyter-matplotlib-canvas-div canvas").all()
         for canvas in canvases[::2]:  # above each lies one for the mouse
             settle(page, lambda canvas=canvas: shades(canvas) > 20)
-        for picture in page.locator(".jp-RenderedImage img").all():
+        assert page.locator(".jp-RenderedImage img").count() == 0  # JupyterLab takes no description for these
+        for picture in page.locator(".jp-RenderedHTML img").all():
             assert picture.evaluate("image => image.complete && image.naturalWidth > 50")
+            assert picture.get_attribute("alt")
         assert page.errors == []
     finally:
         page.close()

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def test_torch_comes_first_and_everything_is_pinned(tmp_path):
     assert re.search(EXTRAS, rest)
     assert "extra-index" not in rest
     assert all("-c constraints.txt" in line for line in (torch, rest))
+
+
+def test_menus_for_teachers_are_off_in_jupyterlab(tmp_path):
+    (line,) = [line for line in commands(tmp_path, "setup") if "labextension" in line]
+    binaries, command = line.split(" ", 1)
+    assert binaries.endswith("/bin/jupyter")
+    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}  # in place of this environment's own
+    command = [sys.executable, "-m", "jupyter", *command.replace("sys_prefix", "user").split()]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    command = [sys.executable, "-m", "jupyter", "labextension", "list"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    (nbgrader,) = re.findall(r"^ +@jupyter/nbgrader v.*$", done.stdout + done.stderr, re.MULTILINE)
+    assert "disabled" in nbgrader
+    assert "nbgrader" not in (ROOT / "course" / "student.md").read_text()  # it is not installed with the library alone
 
 
 def test_a_wheelhouse_replaces_every_index(tmp_path):

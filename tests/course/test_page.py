@@ -17,7 +17,8 @@ from course.levels import NOTEBOOKS, all_notebooks, answer_cells, grade_id
 from course.release import release, student_version
 
 WIDTH = 88  # characters of code that a cell of JupyterLab shows in a window of 1280 pixels
-HINT = re.compile(r"<details><summary>Hint (\d)</summary>\n\n(.+?)\n\n</details>", re.DOTALL)
+STEPS = ["1: a nudge", "2: the idea", "3: nearly the line"]
+HINT = re.compile(r"<details><summary>Hint (.+?)</summary>\n\n(.+?)\n\n</details>", re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COURSE = links.in_order()
 
@@ -86,7 +87,7 @@ def test_every_exercise_has_three_hints_that_students_get(path):
     for notebook in (read(path), student_version(path)):
         for answer in answer_cells(notebook):
             found = hints(notebook, answer)
-            assert [number for number, _ in found] == ["1", "2", "3"], grade_id(answer)
+            assert [step for step, _ in found] == STEPS, grade_id(answer)
             assert len({text for _, text in found}) == 3
             assert all(len(text) > 30 for _, text in found)
 
