@@ -22,11 +22,15 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell as markdown
+from tabulate import tabulate
 
 from course import CourseError
 from course.execute import METADATA
 from course.levels import NOTEBOOKS, all_notebooks, grade_id
 from course.repository import BRANCH, REPOSITORY
+from nesskit import BENCHMARKS
+from nesskit.report.results_table import result_table, split_whole
+from nesskit.runs.results import load_results
 
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "dist" / "site"
@@ -35,7 +39,14 @@ PROJECT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md
 FOLDERS = {"docs": ("*.md", "*.png"), "data/results": ("*.md", "*.png")}
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts", "a11y", "sre")
 UNREAD = (  # what Sphinx and its extensions leave beside the pages; other themes of reveal.js load fonts from elsewhere
-    *(".buildinfo", "objects.inv", "jupyter_execute", "_static/webpack-macros.html", "slides/_static/**/*.map"),
+    *(
+        ".buildinfo",
+        "objects.inv",
+        "jupyter_execute",
+        "**/_sources",
+        "_static/webpack-macros.html",
+        "slides/_static/**/*.map",
+    ),
     "slides/_static/revealjs/dist/theme/[!w]*.css",
 )
 MARKER = re.compile(r"^ *### (BEGIN|END) (SOLUTION|HIDDEN TESTS)\n?", re.MULTILINE)
@@ -157,6 +168,23 @@ def api_page(room: str, names: list[str]) -> str:
     return "\n".join(parts)
 
 
+def recorded_results() -> str:
+    """Every recorded run of whole benchmarks, a table each, beside what was published."""
+    parts = [
+        "# Recorded results",
+        "Whole benchmarks, mean ± standard deviation over the seeds; ACC and BWT in percent.",
+    ]
+    for benchmark in BENCHMARKS:
+        whole, others = split_whole(load_results(benchmark, profiles=False))
+        if whole:
+            header, rows = result_table(benchmark, whole)
+            used = [column for column in range(len(header)) if any(row[column] not in ("", "–") for row in rows)]
+            cells = [[row[column] for column in used] for row in rows]
+            table = tabulate(cells, [header[column] for column in used], tablefmt="github", disable_numparse=True)
+            parts.append(f"## {benchmark}\n\n{table}\n\nReduced or changed runs left out: {len(others)}.")
+    return "\n\n".join(parts)
+
+
 def gather(source: Path) -> None:
     """Everything that Sphinx reads, in ``source``."""
     shutil.copytree(PAGES, source)
@@ -173,6 +201,7 @@ def gather(source: Path) -> None:
         nbformat.write(page_notebook(path), target)
     for room, names in public_names().items():
         (source / "api" / f"{room}.rst").write_text(api_page(room, names), encoding="utf-8")
+    (source / "recorded.md").write_text(recorded_results(), encoding="utf-8")
     nbformat.write(slides(source / "slides" / "slides.toml", cells_of_course()), source / "slides" / "index.ipynb")
     gather_mathjax(source / "_static" / "mathjax")
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import numpy as np
 import pytest
 
 import nesskit
@@ -164,6 +165,14 @@ def test_the_lesson_plan_names_slides_that_there_are(site, pages):
         assert not joined or joined == "to" or int(last) == int(first) + 1
     slides = len(re.findall(r"<h[12]>", pages[site / "slides" / "index.html"].text))
     assert named == list(range(2, slides + 1))  # the first is the title
+
+
+def test_recorded_results_are_those_on_disk(site):
+    text = (site / "recorded.html").read_text(encoding="utf-8")
+    runs = [json.loads(path.read_text()) for path in (making.ROOT / "data/results/permuted-digits").glob("hat-*.json")]
+    final = [run["accuracy"][-1] for run in runs]
+    assert len(final) == 5
+    assert f"{np.mean(final):.2f} ± {np.std(np.mean(final, axis=1), ddof=1):.2f}" in text
 
 
 def test_the_site_is_light(site):
