@@ -16,6 +16,8 @@ from course import CourseError
 from course import site as making
 from course.levels import all_notebooks, answer_cells, levels
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the build, which a busy machine makes long
+
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data"}
 
 

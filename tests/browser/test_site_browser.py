@@ -9,6 +9,8 @@ from axe_playwright_python.sync_playwright import Axe
 
 from course.levels import all_notebooks
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the build, which a busy machine makes long
+
 SOME = [
     "index.html",
     "course.html",
