@@ -16,7 +16,8 @@ class Exercise:
             print("Exercise 01.1 passed")
 
     Only a :class:`NotImplementedError` is caught, which the answer's cell raises as long as it is empty. A wrong answer
-    fails as ever. What stands after the block is run in both cases: tests that give points belong there, too.
+    fails as ever. What stands after the block is run in both cases: tests that give points begin there with
+    ``assert exercise.answered``.
 
     Attributes:
         name: number of the exercise.

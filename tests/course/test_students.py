@@ -81,6 +81,12 @@ def test_the_tests_that_students_see_catch_the_typical_mistake_and_name_it(path)
 
 
 @pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
+def test_hidden_tests_begin_by_refusing_a_missing_answer(path):
+    for cell in graded_cells(nbformat.read(path, as_version=4)):
+        assert HIDDEN.findall(cell.source)[0].startswith("assert exercise.answered, ")
+
+
+@pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
 def test_no_part_of_the_story_needs_an_answer(path):
     answers = set()
     for cell in nbformat.read(path, as_version=4).cells:
