@@ -318,7 +318,10 @@ def _print_table(header: list[str], rows: list[list[str]], markdown: bool) -> No
         print(tabulate(rows, header, tablefmt="github", disable_numparse=True))
     else:
         widths = [{"method": 26, "remarks": 30}.get(name, 30 if "BWT" in name else 14) for name in header]
-        print(tabulate(rows, header, disable_numparse=True, maxcolwidths=widths, maxheadercolwidths=widths))
+        # A cell such as 6,276 must not be wrapped: tabulate would take it for a number, and fail at the comma.
+        fits = [max(len(row[column]) for row in rows) <= width for column, width in enumerate(widths)]
+        wrapped = [None if fit else width for fit, width in zip(fits, widths, strict=True)]
+        print(tabulate(rows, header, disable_numparse=True, maxcolwidths=wrapped, maxheadercolwidths=widths))
 
 
 def record(runs: tyro.conf.Positional[list[Path]], results: Path | None = None) -> None:
