@@ -9,6 +9,8 @@ WHEELHOUSE ?=
 STUDENT ?= dist/student
 SUBMITTED ?=
 GRADES ?= grades
+# Where make site writes
+SITE ?= dist/site
 
 # Waiting threads sleep instead of spinning: see nesskit/__init__.py, which comes too late in a notebook.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -25,7 +27,7 @@ WORKERS := -n 2 --ignore=tests/browser
 NBVAL := $(PYTEST) -n 2 --dist loadfile --nbval --nbval-sanitize-with course/sanitize.cfg -p no:cacheprovider notebooks
 TIMES := .pytest_cache/times
 
-.PHONY: help setup demo test test-quick test-all test-rest test-browser test-notebooks bench lab explorer student grade wheelhouse dist clean
+.PHONY: help setup demo test test-quick test-all test-rest test-browser test-notebooks bench lab explorer student grade wheelhouse site dist clean
 
 help:
 	@echo "make demo      see NESS remember what fine-tuning forgets (about a minute after installation)"
@@ -39,6 +41,7 @@ help:
 	@echo "make student   the notebooks for students, without solutions, in $(STUDENT)"
 	@echo "make grade SUBMITTED=<folder>  grade what students hand in (this runs their code)"
 	@echo "make wheelhouse  every package in one folder, for a classroom without internet"
+	@echo "make site      course, API, architecture and results as one static site in $(SITE)"
 	@echo "make dist      what a release consists of, in dist/: a source distribution and a wheel"
 	@echo "make setup     install into $(VENV) only; with WHEELHOUSE=wheelhouse without internet"
 	@echo "make clean     remove $(VENV) and caches (runs/, data/, dist/ and grades/ stay)"
@@ -51,7 +54,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nesskit needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": pass another one with PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_OPTIONS) $(or $(OFFLINE),$(TORCH_FROM)) torch
-	$(BIN)/python -m pip install $(PIP_OPTIONS) $(OFFLINE) -e '.[test,course,cluster,text]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) $(OFFLINE) -e '.[test,course,cluster,text,site]'
 	$(BIN)/jupyter labextension disable --level=sys_prefix @jupyter/nbgrader
 	@touch $@
 
@@ -109,8 +112,12 @@ grade: $(INSTALLED)
 wheelhouse: $(INSTALLED)
 	rm -rf build
 	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse $(TORCH_FROM) torch
-	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse --find-links wheelhouse '.[test,course,cluster,text]' 'setuptools>=77'
+	$(BIN)/python -m pip wheel $(PIP_OPTIONS) -w wheelhouse --find-links wheelhouse '.[test,course,cluster,text,site]' 'setuptools>=77'
 	@du -sh wheelhouse
+
+# From the notebooks as they were executed; a warning is an error.
+site: $(INSTALLED)
+	$(BIN)/python -m course.site '$(SITE)'
 
 # With the tools of the environment, so that it needs no internet; the wheel is built from the source distribution.
 dist: $(INSTALLED)

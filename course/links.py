@@ -14,8 +14,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from course.levels import NOTEBOOKS, levels
+from course.repository import BRANCH, REPOSITORY
 
-REPOSITORY = ""  # owner/name on GitHub, the only place where it stands; empty: there is no public one
 ABOVE, BELOW, COLAB = "navigation", "navigation-below", "colab"  # ids of the cells that are written here
 
 
@@ -47,8 +47,8 @@ def launches(path: Path, repository: str = REPOSITORY) -> list[str]:
         return []
     place = PurePosixPath("notebooks", path.parent.name, path.name)
     return [
-        f"[open in Colab](https://colab.research.google.com/github/{repository}/blob/main/{place})",
-        f"[open on Binder](https://mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/{place})",
+        f"[open in Colab](https://colab.research.google.com/github/{repository}/blob/{BRANCH}/{place})",
+        f"[open on Binder](https://mybinder.org/v2/gh/{repository}/{BRANCH}?urlpath=lab/tree/{place})",
     ]
 
 

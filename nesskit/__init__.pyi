@@ -43,6 +43,8 @@ from nesskit.networks import Encoder as Encoder
 from nesskit.networks import TaskModel as TaskModel
 from nesskit.networks import build_model as build_model
 from nesskit.networks import pretrained as pretrained
+from nesskit.networks.peft_folder import from_peft as from_peft
+from nesskit.networks.peft_folder import to_peft as to_peft
 from nesskit.plots import plot_accuracy_matrix as plot_accuracy_matrix
 from nesskit.plots import plot_accuracy_over_time as plot_accuracy_over_time
 from nesskit.plots import plot_final_accuracy as plot_final_accuracy
@@ -80,5 +82,6 @@ from nesskit.streams.fields import OnDisk as OnDisk
 from nesskit.training.fit import fit as fit
 from nesskit.training.limits import Limits as Limits
 from nesskit.training.optim import SAM as SAM
+from nesskit.training.trainer_callback import NullSpaceCallback as NullSpaceCallback
 
 __version__: str

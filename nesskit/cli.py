@@ -318,7 +318,10 @@ def _print_table(header: list[str], rows: list[list[str]], markdown: bool) -> No
         print(tabulate(rows, header, tablefmt="github", disable_numparse=True))
     else:
         widths = [{"method": 26, "remarks": 30}.get(name, 30 if "BWT" in name else 14) for name in header]
-        print(tabulate(rows, header, disable_numparse=True, maxcolwidths=widths, maxheadercolwidths=widths))
+        # A cell such as 6,276 must not be wrapped: tabulate would take it for a number, and fail at the comma.
+        fits = [max(len(row[column]) for row in rows) <= width for column, width in enumerate(widths)]
+        wrapped = [None if fit else width for fit, width in zip(fits, widths, strict=True)]
+        print(tabulate(rows, header, disable_numparse=True, maxcolwidths=wrapped, maxheadercolwidths=widths))
 
 
 def record(runs: tyro.conf.Positional[list[Path]], results: Path | None = None) -> None:
@@ -448,7 +451,8 @@ def _show_run(run: "Run", where: RunOptions) -> None:
         print(tabulate(rows, ["accuracy, %", *range(1, len(run.tasks) + 1)], stralign="right", disable_numparse=True))
         transfer = f"{run.backward_transfer:+.2f}" if run.backward_transfer == run.backward_transfer else "–"
         named = f"   ACC with the task's name {run.named_average_accuracy:.2f} %" if run.without_names else ""
-        print(f"ACC {run.average_accuracy:.2f} %   BWT {transfer} %{named}   {run.seconds:.1f} s   {run.folder}")
+        kept = f"   similarity kept {run.finally_kept_similarity:.2f}" if run.kept_similarity else ""
+        print(f"ACC {run.average_accuracy:.2f} %   BWT {transfer} %{named}{kept}   {run.seconds:.1f} s   {run.folder}")
     if run.status == "stopped":
         sys.exit(0 if "as asked" in run.status_reason else 130)
 

@@ -1,4 +1,4 @@
-"""The threshold explorer: curves from moments, look-ups, slider event to new artists, key press to pixels in Chromium.
+"""The threshold explorer: curves from moments, look-ups, a move in the kernel, key press to pixels in Chromium.
 
 Run: python speed/explorer.py            (everything; the browser part needs Chromium and playwright)
      python speed/explorer.py --kernel   (without a browser)
@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import pages
 
 from nesskit import FrobeniusThreshold, LayerProfile, Moment, NetworkCurves, profile_layers, run
 from nesskit.widgets import ThresholdExplorer
+from nesskit.widgets.explorer.page import write_page
 
 NETWORKS = {  # inputs and outputs of every layer
     "digits' MLP, 2 layers": [(64, 128), (128, 128)],
@@ -32,20 +33,19 @@ NETWORKS = {  # inputs and outputs of every layer
     "ResNet18, 20 layers": [(27, 20)] + [(180, 20)] * 5 + [(360, 40)] * 5 + [(720, 80)] * 5 + [(1440, 160)] * 4,
 }
 KEYS = 40
+NOTEBOOK = "notebooks/explorer.ipynb"
 Figures = dict[str, float]
-SLIDER, NUMBERS = ".nk-eps [role=slider]", ".nk-numbers tbody tr"
+SLIDER, NUMBERS = ".nk-cut", ".nk-numbers tbody tr"
 WATCH = """
-canvas => new Promise(done => {
-  const context = canvas.getContext('2d'), look = () => {  // must cost little: it runs at every frame
-    const all = new Uint32Array(context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
-    let sum = 7;
-    for (let i = 0; i < all.length; i++) sum = (sum * 31 + all[i]) | 0;
-    return sum;
+key => new Promise(done => {
+  const cut = document.querySelector('.nk-cut'), look = () => cut.firstElementChild.getAttribute('cy');
+  const before = look(), start = performance.now();
+  cut.dispatchEvent(new KeyboardEvent('keydown', {key, code: key, bubbles: true, cancelable: true}));
+  const wait = () => {  // one more frame: what was drawn in this one is on the screen when the next begins
+    if (look() !== before) requestAnimationFrame(() => done(performance.now() - start));
+    else if (performance.now() - start > 5000) done(NaN);
+    else requestAnimationFrame(wait);
   };
-  const before = look(), handle = document.querySelector('.nk-eps [role=slider]'), start = performance.now();
-  handle.dispatchEvent(new KeyboardEvent('keydown', {key: KEY, code: KEY, bubbles: true, cancelable: true}));
-  const wait = () => { if (look() !== before) done(performance.now() - start);
-    else if (performance.now() - start > 5000) done(NaN); else requestAnimationFrame(wait); };
   requestAnimationFrame(wait);
 })
 """
@@ -100,16 +100,11 @@ def in_the_kernel() -> dict[str, Figures]:
         curves = NetworkCurves.of(profiles)
         curves.at(FrobeniusThreshold(0.1))
         explorer = ThresholdExplorer(profiles)
-        canvas = explorer.view.canvas
-        canvas.draw()
-        canvas.syncing_data_url = False  # as with a browser
         look_up = functools.partial(_look_up, curves)
         report(figures, "any ε: all layers looked up", milliseconds(look_up), " (< 1)")
-        report(figures, "slider event to new artists", milliseconds(functools.partial(_slide, explorer)), " (< 30)")
-        moved = milliseconds(functools.partial(_slide, explorer, then=[canvas.draw]), 20)
-        report(figures, "the same with the picture made and packed", moved)
-        whole = milliseconds(functools.partial(_slide, explorer, then=[canvas.draw_everything, canvas.draw]), 5)
-        report(figures, "for comparison: everything drawn again", whole)
+        report(
+            figures, "a move of the browser, in the kernel", milliseconds(functools.partial(_move, explorer)), " (< 30)"
+        )
     return found
 
 
@@ -117,10 +112,8 @@ def _look_up(curves: NetworkCurves, eps: float) -> None:
     curves.at(FrobeniusThreshold(eps))
 
 
-def _slide(explorer: ThresholdExplorer, eps: float, then: Sequence[Callable[[], None]] = ()) -> None:
-    explorer.slider.value = eps
-    for action in then:
-        action()
+def _move(explorer: ThresholdExplorer, eps: float) -> None:
+    explorer.view.set_state({"eps": eps})
 
 
 def in_the_browser(kind: str, folder: Path) -> Figures:
@@ -128,24 +121,25 @@ def in_the_browser(kind: str, folder: Path) -> Figures:
     place = folder / kind
     shutil.copytree(folder / "notebooks", place / "notebooks")
     (place / "runs").symlink_to(folder / "runs")
-    server = pages.lab(place) if kind == "lab" else pages.voila(place, "notebooks/explorer.ipynb")
+    server = None if kind == "page" else pages.lab(place) if kind == "lab" else pages.voila(place, NOTEBOOK)
     try:
-        server.wait_until_up()
+        if server is not None:
+            server.wait_until_up()
         with pages.chromium() as browser:
             if kind == "lab":
-                page = pages.open_in_lab(browser, server, "notebooks/explorer.ipynb")
+                page = pages.open_in_lab(browser, server, NOTEBOOK)
             else:
-                page = pages.open_page(browser, server.url)
+                address = server.url if server else write_page(place / "page.html", folder / "runs").as_uri()
+                page = pages.open_page(browser, address)
             page.locator(NUMBERS).wait_for(timeout=60_000)
             page.wait_for_timeout(3000)
-            canvas = page.locator(".nk-explorer .jupyter-matplotlib-canvas-div canvas").first
             page.locator(SLIDER).focus()
             times = []
             for number in range(KEYS):
                 key = "ArrowRight" if number < KEYS // 2 else "ArrowLeft"
-                times.append(canvas.evaluate(WATCH.replace("KEY", repr(key))))
+                times.append(page.evaluate(WATCH, key))
                 page.wait_for_timeout(150)
-            report(figures, f"{kind}: key press to changed pixels", times, " (median < 200)")
+            report(figures, f"{kind}: key press to changed pixels", times, " (median < 50)")
             eps = float(page.locator(NUMBERS).get_attribute("data-eps"))
             for _ in range(20):
                 page.keyboard.press("ArrowRight")
@@ -155,7 +149,8 @@ def in_the_browser(kind: str, folder: Path) -> Figures:
             settled = figures[f"{kind}: after 20 quick presses settled, ms"] = 1000 * (time.perf_counter() - pressed)
             print(f"  {kind}: after 20 quick presses settled in {settled:.0f} ms")
     finally:
-        server.stop()
+        if server is not None:
+            server.stop()
     return figures
 
 
@@ -170,7 +165,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
         (folder / "notebooks").mkdir()
         shutil.copy(pages.ROOT / "notebooks" / "explorer.ipynb", folder / "notebooks")
         print("digits' MLP in Chromium")
-        for kind in ("lab", "voila"):
+        for kind in ("lab", "voila", "page"):
             figures[f"Chromium, {kind}"] = in_the_browser(kind, folder)
     return figures
 

@@ -37,7 +37,7 @@ SLOW = {
     *("test_records", "test_run_panel", "test_scale", "test_setup", "test_speed_bench", "test_speed_whole_run"),
     *("test_subspace", "test_sweeps", "test_userfiles", "test_cifar100", "test_step_projection"),
     *("test_state_between_runs", "test_run_identity", "test_layers_projected", "test_report", "test_gpu_study"),
-    *("test_graphs", "test_protocol", "test_cuda", "test_encoder", "test_sentences"),
+    *("test_graphs", "test_protocol", "test_cuda", "test_encoder", "test_sentences", "test_site"),
 }
 
 
@@ -84,3 +84,13 @@ def convolution(request):
     options = {"in_channels": 4, "out_channels": 6, "kernel_size": (3, 2)} | CONVOLUTIONS[request.param]
     x = torch.randn(3, 4, 7, 6, dtype=torch.float64)
     return nn.Conv2d(**options, dtype=torch.float64), x[0] if request.param == "unbatched" else x
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The folder with the site, built once."""
+    from course.site import build
+
+    folder = tmp_path_factory.mktemp("built") / "site"
+    build(folder)
+    return folder

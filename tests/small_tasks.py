@@ -12,6 +12,7 @@ from nesskit.settings import METHOD_SETTINGS, AdamNSCLSettings, OWMSettings
 
 WIDTH, CLASSES = 16, 3
 EVERY = list(METHODS)
+STANDING = {"frozen": (), "lora": ("weight",), "o-lora": ("weight",)}  # what of adapted layers learns, all else stands
 
 
 def task(number, count=48, inputs=None, valid=0):

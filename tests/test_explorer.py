@@ -1,13 +1,16 @@
 """The threshold explorer without a browser: what it reads is what filters say, and problems become sentences."""
 
+import base64
 import csv
 import io
+import json
 import re
 import time
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from pictures import read_picture
 from torch import nn
 
@@ -25,13 +28,17 @@ from nesskit import (
     run,
 )
 from nesskit.analysis.spectra import OwnCoordinates
+from nesskit.errors import NesskitError
 from nesskit.methods import NESS
-from nesskit.runs.results import record_run
+from nesskit.plots import contrast
+from nesskit.runs.results import load_result, record_run
 from nesskit.settings import NESSSettings, TrainingSettings
 from nesskit.widgets import ThresholdExplorer
-from nesskit.widgets.explorer.source import find_runs
-from nesskit.widgets.explorer.state import State, on_step
+from nesskit.widgets.explorer.page import explorer_page, write_page
+from nesskit.widgets.explorer.source import find_runs, load_source
+from nesskit.widgets.explorer.state import State
 from nesskit.widgets.explorer.training import accuracy_table
+from nesskit.widgets.explorer.view import STYLES
 
 SHORT = {"epochs": 2, "network_widths": (16, 12)}
 
@@ -73,7 +80,6 @@ def test_ranks_are_those_of_the_filter(explorer, runs, rule, eps):
     (reading,) = explorer.readings
     assert reading.ranks == ranks
     assert reading.rank == sum(ranks)
-    assert f'data-rank="{sum(ranks)}"' in explorer.numbers.value
 
 
 def test_a_layer_is_read_as_its_curve_says(explorer):
@@ -86,120 +92,80 @@ def test_a_layer_is_read_as_its_curve_says(explorer):
     assert (reading.dimension, reading.trainable) == (16, 12 * reading.rank)
 
 
-def test_the_artists_move_and_are_never_made_again(explorer):
-    explorer.set(layer="layers.0", eps=0.02)
-    artists = list(explorer.view.canvas.moving)
-    before = explorer.view.line_data()
-    explorer.slider.value = 0.2
-    after = explorer.view.line_data()
-    assert explorer.view.canvas.moving == artists
-    assert before.keys() == after.keys()
-    assert all(before[name] != after[name] for name in before)
-    assert after["edge frobenius"][0] == 64 - explorer.readings[0].rank + 0.5
-    curve = explorer.source.curves[1]["layers.0"]
-    assert after["height frobenius"][0] == pytest.approx(0.2 * curve.spectrum.frobenius_norm)
-
-
-def test_moving_redraws_only_what_moves(explorer):
-    explorer.view.canvas.draw()
-    drawn = []
-    explorer.view.canvas.mpl_connect("draw_event", drawn.append)
-    explorer.slider.value = 0.3
-    explorer.view.canvas.draw()
-    assert not drawn  # matplotlib announces whole drawings only
-    explorer.set(layer="layers.0")
-    explorer.view.canvas.draw()
-    assert len(drawn) == 1
-
-
-def test_a_redraw_shows_what_a_whole_drawing_would(explorer):
-    canvas = explorer.view.canvas
-    for _ in range(3):  # until the layout has settled to the last digit
-        canvas.draw_everything()
-        canvas.draw()
-    explorer.slider.value = 0.3
-    canvas.draw()
-    moved = np.array(canvas.buffer_rgba())
-    canvas.draw_everything()
-    canvas.draw()
-    assert np.array_equal(moved, np.array(canvas.buffer_rgba()))
-
-
 def test_both_rules_stand_side_by_side_at_one_eps(explorer):
     explorer.set(side_by_side=True, eps=0.01)
     frobenius, nuclear = explorer.readings
     assert (frobenius.rule, nuclear.rule) == (FrobeniusThreshold(0.01), NuclearThreshold(0.01))
     assert nuclear.rank > frobenius.rank
-    assert {"height frobenius", "point nuclear"} <= explorer.view.line_data().keys()
 
 
-def mouse(explorer, name, eps=None, xy=None):
-    from matplotlib.backend_bases import MouseEvent
-
-    ax = explorer.view.spectrum.ax
-    x, y = ax.transData.transform(xy or (50, eps))
-    button = None if name == "motion_notify_event" else 1
-    explorer.view.canvas.callbacks.process(name, MouseEvent(name, explorer.view.canvas, x, y, button=button))
-
-
-def test_the_cut_is_dragged(explorer):
-    explorer.view.canvas.draw()
-    mouse(explorer, "button_press_event", 0.02)
-    assert explorer.state.eps == pytest.approx(0.02, rel=0.012)
-    mouse(explorer, "motion_notify_event", 0.3)
-    assert explorer.slider.value == explorer.state.eps == pytest.approx(0.3, rel=0.012)
-    mouse(explorer, "button_release_event", 0.3)
-    mouse(explorer, "motion_notify_event", 0.05)
-    assert explorer.state.eps == pytest.approx(0.3, rel=0.012)
+def test_what_moves_in_the_browser_moves_the_kernel_s_state(explorer):
+    explorer.view.set_state({"eps": 0.2, "layer": "layers.1", "task": 3, "rule": "nuclear"})
+    assert explorer.state == State("nuclear", 0.2, 3, "layers.1")
+    assert explorer.threshold == NuclearThreshold(0.2)
+    assert explorer.train_button.description == "Train nuclear ε = 0.2"
+    (reading,) = explorer.readings
+    assert reading.rank == explorer.source.curves[3]["layers.1"].at(NuclearThreshold(0.2)).rank
 
 
-def test_the_edge_of_the_null_space_is_dragged(explorer):
-    explorer.set(layer="layers.0", eps=0.05)
-    explorer.view.canvas.draw()
-    edge = explorer.view.line_data()["edge frobenius"][0]
-    height = explorer.view.line_data()["height frobenius"][0]
-    mouse(explorer, "button_press_event", xy=(edge, height * 3))
-    mouse(explorer, "motion_notify_event", xy=(30.2, height * 3))
-    assert abs(explorer.readings[0].rank - (64 - 30)) <= 1  # as near as the slider's steps allow
-    mouse(explorer, "button_release_event", xy=(30.2, height * 3))
+def test_nothing_is_trained_while_what_was_typed_makes_no_sense(explorer):
+    explorer.view.set_state({"problem": "ε₁ = 0 is out of range"})
+    assert explorer.train_button.disabled
+    explorer.view.set_state({"problem": "", "eps": 0.02})
+    assert not explorer.train_button.disabled
 
 
-def test_the_slider_saying_back_its_own_step_changes_nothing(explorer):
-    explorer.set(eps=0.0251)
-    explorer.slider.value = 10**-1.6  # what a browser makes of 0.0251
-    assert explorer.state.eps == 0.0251
-    explorer.slider.value = 10**-1.59
-    assert explorer.state.eps == 10**-1.59
+def test_the_browser_is_sent_the_profiles_to_the_last_digit(explorer, runs):
+    (folder,) = (runs / "permuted-digits" / "ness").iterdir()
+    profiles = load_run(folder).profiles
+    sent = explorer.view.source["profiles"]
+    for name in ("sigma_squared", "update_energy", "weight_energy"):
+        vectors = np.concatenate([getattr(profile, name) for profile in profiles])
+        assert np.array_equal(np.frombuffer(sent[name]), vectors)
+    assert sent["layer"] == [profile.layer for profile in profiles]
+    assert sent["rank"] == [profile.rank for profile in profiles]
+    assert explorer.view.source["tasks"][0] == [1, "task 2 (permutation 1)"]
 
 
-def test_late_answers_of_the_slider_to_a_drag_change_nothing(explorer):
-    explorer.view.canvas.draw()
-    mouse(explorer, "button_press_event", 0.3)
-    late = explorer.state.eps * (1 + 1e-15)  # a browser's power function
-    mouse(explorer, "motion_notify_event", 0.02)
-    mouse(explorer, "button_release_event", 0.02)
-    dragged_to = explorer.state.eps
-    explorer.slider.value = late
-    assert explorer.state.eps == explorer.slider.value == dragged_to
+def colours(theme):
+    """The colours of the style sheet under a selector, by name."""
+    block = re.search(rf"^{re.escape(theme)} {{(.*?)^}}", STYLES.read_text(encoding="utf-8"), re.S | re.M)[1]
+    return {name: to_rgb(value) for name, value in re.findall(r"--nk-([\w-]+): (#[0-9a-f]{6})", block)}
 
 
-def test_steps_of_the_slider():
-    steps = {on_step(10**exponent * 1.001) for exponent in np.arange(-5, 0.001, 0.01)}
-    assert steps == {10 ** round(k / 100, 2) for k in range(-500, 1)}
-    assert (on_step(1e-9), on_step(7.0)) == (1e-5, 1.0)
+@pytest.mark.parametrize("theme", [".nk-explorer", ".nk-explorer.nk-dark"])
+def test_text_is_legible_in_both_themes(theme):
+    found = colours(theme)
+    assert len(found) == 12
+    for text in ("ink", "muted", "error", "frobenius", "nuclear", "relative"):
+        for paper in ("paper", "chosen"):
+            assert contrast(found[text], found[paper]) >= 4.5, (text, paper)
 
 
-def test_arrow_keys_and_clicks_on_the_figure(explorer):
-    from matplotlib.backend_bases import KeyEvent, MouseEvent
+def test_the_page_holds_every_recorded_run_and_asks_no_other_host(tmp_path):
+    page = write_page(tmp_path / "explorer.html", tmp_path / "runs").read_text(encoding="utf-8")
+    held = json.loads(re.search(r'<script type="application/json" id="runs">(.*?)</script>', page, re.S)[1])
+    assert list(held) == list(find_runs(tmp_path / "runs"))
+    label, path = next((label, path) for label, path in find_runs(tmp_path).items() if "cifar100" in label)
+    recorded = np.concatenate([profile.sigma_squared for profile in load_result(path).profiles])
+    packed = base64.b64decode(held[label]["profiles"]["sigma_squared"])
+    assert np.array_equal(np.frombuffer(packed, np.float32), recorded)
+    assert (held[label]["rule"], held[label]["eps"]) == ("nuclear", 0.001)
+    assert set(re.findall(r"https?://[^\s\"]+", page)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
 
-    canvas = explorer.view.canvas
-    canvas.draw()
-    before = explorer.state.eps
-    canvas.callbacks.process("key_press_event", KeyEvent("key_press_event", canvas, "right"))
-    assert explorer.state.eps == pytest.approx(before * 10**0.01)
-    x, y = explorer.view.small[1].ax.transAxes.transform((0.5, 0.5))
-    canvas.callbacks.process("button_press_event", MouseEvent("button_press_event", canvas, x, y, button=1))
-    assert explorer.state.layer == explorer.layer_menu.value == "layers.1"
+
+def test_a_label_ends_no_script(runs):
+    (folder,) = (runs / "permuted-digits" / "ness").iterdir()
+    page = explorer_page({"</script><b>": load_source(folder)})
+    assert page.count("</script>") == 2
+
+
+def test_a_page_of_nothing_and_a_page_that_cannot_be_written_are_one_sentence(tmp_path):
+    with pytest.raises(NesskitError, match="no run with layer profiles"):
+        write_page(tmp_path / "explorer.html", tmp_path, tmp_path)
+    with pytest.raises(NesskitError, match="cannot write"):
+        write_page(tmp_path / "nowhere" / "explorer.html", tmp_path)
 
 
 def test_a_restricted_run_says_so_and_starts_at_its_own_threshold(runs):
@@ -222,12 +188,11 @@ def test_a_static_figure_for_pages_without_a_kernel(explorer, tmp_path):
 def test_without_runs_it_offers_to_make_one(tmp_path):
     explorer = ThresholdExplorer("split-digits", runs=tmp_path, results=tmp_path / "results")
     assert explorer.message.startswith("No run of split-digits with layer profiles lies in")
-    assert explorer.slider.disabled
+    assert explorer.source is None
     explorer.base_button.click()
     finish(explorer.training)
     assert explorer.message == ""
     assert explorer.source.label == "split-digits, all directions free, seed 0"
-    assert not explorer.slider.disabled
     assert explorer._base.layout.display == "none"
 
 
@@ -237,12 +202,12 @@ def test_recorded_runs_can_be_chosen_without_training(runs, tmp_path):
     explorer = ThresholdExplorer("split-digits", runs=tmp_path / "runs", results=tmp_path / "results")
     assert explorer.message == ""
     label = f"split-digits, nuclear ε = 0.01, seed 0, recorded on {restricted.environment['device']}"
-    assert explorer.run_menu.options == ((label, path),)
+    assert explorer.choices == {label: path}
     assert explorer.source.label == label
     assert label.partition("on ")[2] in explorer.train_note.value
     assert "every direction is free" in explorer.base_note.value
     from_folder = ThresholdExplorer("split-digits", runs=runs, results=tmp_path / "results")
-    assert [value for _, value in from_folder.run_menu.options] == [restricted.folder, path]  # what is here comes first
+    assert list(from_folder.choices.values()) == [restricted.folder, path]  # what is here comes first
     for recorded, original in zip(explorer.readings, from_folder.readings, strict=True):
         assert recorded.ranks == original.ranks
         assert recorded.interference == pytest.approx(original.interference, rel=1e-4)
@@ -263,13 +228,13 @@ def test_a_recorded_run_whose_files_are_damaged_is_one_sentence(runs, tmp_path):
     assert explorer.message.startswith(f"{path.with_suffix('.npz')} holds no layer profiles: ")
     path.write_text("{}")
     explorer = ThresholdExplorer(runs=tmp_path / "runs", results=tmp_path / "results")
-    assert [name for name, _ in explorer.run_menu.options] == [f"split-digits/{path.stem}"]
+    assert list(explorer.choices) == [f"split-digits/{path.stem}"]
     assert "its provenance is incomplete" in explorer.message
 
 
 def test_the_whole_runs_of_the_paper_s_benchmark_are_ready(tmp_path):
     explorer = ThresholdExplorer("split-cifar100", runs=tmp_path)
-    seeds = [re.search(r"seed (\d+), recorded on cuda \(NVIDIA H100", label) for label, _ in explorer.run_menu.options]
+    seeds = [re.search(r"seed (\d+), recorded on cuda \(NVIDIA H100", label) for label in explorer.choices]
     assert {found[1] for found in seeds if found} >= {"1", "2", "3", "4", "37"}
     assert (explorer.state.rule, explorer.state.eps) == ("nuclear", 0.001)
     assert explorer.readings[0].ranks == (3, 333, 207, 818, 1904)  # what the run itself freed for its second task
@@ -290,7 +255,7 @@ def test_bad_choices_are_said_in_the_widget(explorer, change, message):
     before = explorer.state
     explorer.set(**change)
     assert message in explorer.message
-    assert 'role="alert"' in explorer.alert.value
+    assert explorer.view.message == explorer.message  # which the browser reads out
     assert explorer.state == before
     explorer.set(eps=0.03)
     assert explorer.message == ""
@@ -316,7 +281,8 @@ def test_bad_sources_are_said_in_the_widget(runs, tmp_path):
     ]
     for explorer, message in cases:
         assert message in explorer.message
-        assert explorer.view is None
+        assert explorer.source is None
+        assert explorer.readings == ()
         explorer.set(eps=0.1)  # nothing to move, and nothing breaks
 
 
@@ -339,7 +305,7 @@ def test_a_model_in_memory():
     assert "train=" in explorer.train_note.value
     updates = {"0": torch.zeros(5, 6), "2": torch.zeros(3, 5)}
     nothing = ThresholdExplorer((model, moments), updates=updates, runs="nowhere")
-    assert "the update is zero" in nothing.sentence.value
+    assert np.isnan(nothing.readings[0].energy_share)
 
 
 def test_a_model_in_memory_trains_in_the_foreground():
@@ -378,7 +344,7 @@ def test_training_goes_into_the_history_and_the_csv(runs, tmp_path):
     path = explorer.training.save_history(tmp_path / "deep" / "history.csv")
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     assert [float(row["ACC"]) for row in rows] == [trial.ACC for trial in explorer.training.history]
-    assert any("ε = 0.1" in label for label, _ in explorer.run_menu.options)
+    assert any("ε = 0.1" in label for label in explorer.choices)
     assert explorer.source.label.endswith("all directions free, seed 0")  # what is shown stays
 
 

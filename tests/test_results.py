@@ -219,6 +219,15 @@ def test_results_beside_an_installed_library_are_found_from_below(tmp_path, monk
     assert results_folder() == tmp_path / "student" / "data" / "results"
 
 
+@pytest.mark.parametrize("benchmark", ["permuted-digits", "split-digits", "rotated-digits"])
+def test_the_table_of_recorded_runs_shows_counts_of_thousands(benchmark, capsys):
+    main(["table", benchmark])
+    shown = capsys.readouterr().out
+    assert "trgp (default)" in shown
+    runs = [run for run in load_results(benchmark, profiles=False) if run.config["method"] == "ness-private"]
+    assert f"{np.mean([run.private_numbers for run in runs]):,.0f}" in shown
+
+
 def test_the_table_on_the_command_line(capsys):
     main(["table", "split-cifar100"])
     text = capsys.readouterr().out

@@ -206,13 +206,25 @@ def test_the_benchmark_runs_on_the_command_line(tmp_path, monkeypatch, capsys, f
     assert (tmp_path / "runs" / "split-clinc150" / method / f"0-{wanted.hash}" / "record.json").is_file()
 
 
+def test_what_the_encoder_knows_is_protected_from_the_command_line(tmp_path, monkeypatch, capsys, folder):
+    monkeypatch.setenv("NESSKIT_MIRROR", clinc150(tmp_path))
+    short = ["--epochs", "10", "--network.source", folder, "--network.layers", "blocks", "--device", "cpu", "--json"]
+    runs = ["--runs", str(tmp_path / "runs")]
+    kept = {}
+    for protect in ("tasks", "reference"):
+        main(["run", "split-clinc150", "--method", "ness", "--protect", protect, "--lr", "0.01", *runs, *short])
+        kept[protect] = json.loads(capsys.readouterr().out.splitlines()[-1])["kept_similarity"]
+    assert len(kept["tasks"]) == len(kept["reference"]) == 2
+    assert kept["tasks"][0] < kept["reference"][0] <= 1
+
+
 def clinc150(tmp_path):
     """A mirror with two domains of two intents."""
     groups = {"kitchen": ["recipe", "oven"], "travel": ["visa", "flight"]}
     said = {
         part: [[f"{part} {intent}" + " please" * k, intent] for group in groups.values() for intent in group for k in r]
         for part, r in {"train": range(6), "val": range(2), "test": range(3)}.items()
-    }
+    } | {part: [[f"{part} nothing {k}", "oos"] for k in range(8)] for part in ("oos_train", "oos_val", "oos_test")}
     return str(
         write_mirror(tmp_path / "mirror", {FULL: json.dumps(said).encode(), DOMAINS: json.dumps(groups).encode()})
     )

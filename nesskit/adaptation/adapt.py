@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -205,12 +205,12 @@ def _untie(model: nn.Module, names: Sequence[str]) -> None:
     A weight may also be that of a module outside of ``model``, or lie in the memory of another one. What it learns is
     harmless for the layer's own old inputs, not for those.
     """
-    for name in names:
-        layer = model.get_submodule(name)
+    layers = {name: model.get_submodule(name) for name in names}
+    elsewhere = _owners_outside([layer for layer in layers.values() if _is_held_elsewhere(layer)])
+    for name, layer in layers.items():
         kind = known_kind(layer)
         weight = kind.weight_of(layer)
-        # References: the layer's table, ``weight`` and the argument. Others are rare, and looking for them takes long.
-        outside = _owners_outside(layer, weight) if sys.getrefcount(weight) > 3 else []
+        outside = elsewhere.get(layer, [])
         others = [*outside, *overlapping(model, layer, weight)]
         if others:
             warnings.warn(
@@ -224,15 +224,31 @@ def _untie(model: nn.Module, names: Sequence[str]) -> None:
             weight.data = weight.data.clone()
 
 
-def _owners_outside(layer: nn.Module, weight: nn.Parameter) -> list[str]:
-    """Who else has the very parameter ``weight`` of ``layer``, in words."""
-    tables = [table for table in gc.get_referrers(weight) if isinstance(table, dict) and table is not layer._parameters]
-    holders = [holder for holder in gc.get_referrers(*tables) if isinstance(holder, dict) and "_parameters" in holder]
-    return [
-        f"a {type(module).__name__} outside of the model"
-        for module in gc.get_referrers(*holders)
-        if isinstance(module, nn.Module) and module is not layer and _owns(module, weight)
-    ]
+def _is_held_elsewhere(layer: nn.Module) -> bool:
+    """Whether anything but ``layer`` refers to its weight, be it another module or an optimizer."""
+    weight = known_kind(layer).weight_of(layer)
+    return sys.getrefcount(weight) > 3  # the layer's table, ``weight`` and the argument
+
+
+def _owners_outside(layers: Sequence[nn.Module]) -> dict[nn.Module, list[str]]:
+    """For each layer who else has the very parameter that is its weight, in words; all at once, for it takes long."""
+    weights = {layer: known_kind(layer).weight_of(layer) for layer in layers}
+    tables = [table for table in _referrers(weights.values()) if isinstance(table, dict) and table is not weights]
+    holders = [holder for holder in _referrers(tables) if isinstance(holder, dict) and "_parameters" in holder]
+    modules = [module for module in _referrers(holders) if isinstance(module, nn.Module)]
+    return {
+        layer: [
+            f"a {type(module).__name__} outside of the model"
+            for module in modules
+            if module is not layer and _owns(module, weight)
+        ]
+        for layer, weight in weights.items()
+    }
+
+
+def _referrers(objects: Iterable[object]) -> list[object]:
+    objects = list(objects)
+    return gc.get_referrers(*objects) if objects else []
 
 
 def _obstacle(model: nn.Module, name: str) -> str | None:

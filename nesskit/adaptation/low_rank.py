@@ -59,8 +59,9 @@ def initial_factors(layer: nn.Module, rank: int) -> Factors:
     weight = kind.weight_of(layer).detach()
     outputs, d = kind.layout.matrix(layer, weight).shape
     rank = min(rank, outputs, d)
-    A = weight.new_empty(rank, d, dtype=at_least_float32(weight))
-    return nn.init.kaiming_uniform_(A, a=math.sqrt(5)), A.new_zeros(outputs, rank)
+    drawn = nn.init.kaiming_uniform_(weight.new_empty(rank, d, dtype=torch.float32), a=math.sqrt(5))
+    A = drawn.to(at_least_float32(weight))  # whatever that is, the same numbers
+    return A, A.new_zeros(outputs, rank)
 
 
 def attach(layer: nn.Module, factors: Factors, scale: float) -> LowRank:

@@ -72,6 +72,10 @@ DIGITS_TRAINING = TrainingSettings(epochs=30, batch_size=64, optimizer="sgd", lr
 DIGITS_TRAINING_OF = {
     "adam-nscl": dataclasses.replace(DIGITS_TRAINING, optimizer="adam", lr=0.003),
     "trgp": dataclasses.replace(DIGITS_TRAINING, lr=0.1, momentum=0.0),
+    # Two factors that learn at once need a gentler optimizer: at lr 0.05 plain O-LoRA diverges. Of 0.001 and 0.005 the
+    # better on validation data (20 %) of seeds 1 and 2.
+    "lora": dataclasses.replace(DIGITS_TRAINING, optimizer="adam", lr=0.001),
+    "o-lora": dataclasses.replace(DIGITS_TRAINING, optimizer="adam", lr=0.001),
     # What a task has for itself is learned from its 1300 images alone: labels that are not quite certain help it most.
     "ness-private": dataclasses.replace(DIGITS_TRAINING, label_smoothing=0.1),
 }
@@ -158,27 +162,36 @@ def _small_cifar100() -> Benchmark:
     )
 
 
-CLINC150_TRAINING = TrainingSettings(epochs=5, batch_size=32, optimizer="adam", lr=5e-4)
+CLINC150_TRAINING = TrainingSettings(epochs=2, batch_size=32, optimizer="adam", lr=1e-3)
 
 
 def _clinc150() -> Benchmark:
     """Sentences of ten domains, learned by a small pretrained encoder whose linear layers are adapted.
 
-    Epochs, learning rate and threshold are a first guess.
+    Epochs, learning rate and threshold were chosen on the data set's own validation data of seed 11
+    (``studies/language.py``), for the nearest class mean on the first block alone; the other presets have the same.
     """
-    preset = Preset(
-        CLINC150_TRAINING,
-        NetworkSettings("encoder"),
-        {
-            "ness": NESSSettings(FrobeniusThreshold(0.01)),
-            "ness-private": NESSPrivateSettings(filter=FrobeniusThreshold(0.01)),
-        },
-        summary="our own: the linear layers of all of MiniLM's blocks learn, a few epochs of Adam a task",
-    )
+    options = {
+        "ness": NESSSettings(FrobeniusThreshold(0.03)),
+        "ness-private": NESSPrivateSettings(filter=FrobeniusThreshold(0.03)),
+    }
+    # A head alone learns slowly at the rate that is right for a backbone: a frozen one would seem worse than it is.
+    training_of = {"frozen": dataclasses.replace(CLINC150_TRAINING, lr=0.01, epochs=5)}
+    networks = {
+        DEFAULT_PRESET: (NetworkSettings("encoder"), "our own: all of MiniLM's six blocks, two epochs of Adam a task"),
+        "shallow": (NetworkSettings("encoder", depth=1), "MiniLM's first block alone: minutes on a laptop"),
+        "untrained": (
+            NetworkSettings("encoder", weights="random", depth=1, layers=("whole",)),
+            "one block that knows nothing at first, and all of it learns",
+        ),
+    }
     return Benchmark(
         "split-clinc150",
         "10 tasks of 15 intents: what people ask an assistant, a domain a task; pretrained encoder MiniLM",
-        {DEFAULT_PRESET: preset},
+        {
+            name: Preset(CLINC150_TRAINING, network, options, training_of, summary=summary)
+            for name, (network, summary) in networks.items()
+        },
     )
 
 

@@ -8,8 +8,8 @@ they are, and P disposes: W ← W + P(ΔW), decay and momentum included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -41,13 +41,20 @@ class HoldingMethod(Method):
 
     def step(self, model: TaskModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step of the optimizer, of which only what :meth:`project` allows stays."""
+        with self.holding(model, optimizer):
+            return super().step(model, batch, optimizer)
+
+    @contextmanager
+    def holding(self, model: TaskModel, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Around a step of ``optimizer``: of what it changes only what :meth:`project` allows stays."""
         self.projects_gradients = sums_gradients(optimizer)
         if self.projects_gradients:
-            return super().step(model, batch, optimizer)
+            yield
+            return
         held = self.held_parameters(model)
         before = {name: parameter.detach().clone() for name, parameter in held.items()}
         try:
-            return super().step(model, batch, optimizer)
+            yield
         finally:  # also when somebody interrupts: a step that was not projected must not stay
             with torch.no_grad(), full_precision():
                 for name, parameter in held.items():

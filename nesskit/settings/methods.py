@@ -349,7 +349,7 @@ class LoRASettings(MethodSettings):
 
     rank: int = 8
     """r, of each layer's update; less where a layer has fewer inputs or outputs."""
-    alpha: float = 16.0
+    alpha: float = 8.0
     """α: the update is scaled by α/r, so that another r asks for no other learning rate."""
 
     def __post_init__(self) -> None:

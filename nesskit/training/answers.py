@@ -31,30 +31,28 @@ def right_answers(method: Method, model: TaskModel, batch: Batch, seen: int, hea
         seen: number of tasks.
         head: as in :class:`nesskit.TrainingSettings`.
     """
-    named = method.predict(model, batch.x, batch.task)
     if head == "task":
+        named = method.predict(model, batch.x, batch.task)
         right = (named.argmax(dim=1) == batch.y).sum()
         return right, right
     classes = model.classes_of(batch.task)
-    label = batch.y if head == "shared" else batch.y + classes.start
-    own = named[:, classes] if head == "shared" else named
     if head == "means":
-        logits = by_means(method, model, batch.x, seen)
+        features = features_by_task(method, model, batch.x, seen)
+        logits = torch.cat([nearness(f, model.means.of(task)) for task, f in enumerate(features)], dim=1)
+        named, label = model.heads[batch.task](features[batch.task]), batch.y + classes.start
     else:
-        logits = by_shared_head(method, model, batch.x, seen, named)
-    with_name = own.argmax(dim=1) + classes.start == label
+        whole = method.predict(model, batch.x, batch.task)
+        logits = by_shared_head(method, model, batch.x, seen, whole)
+        named, label = whole[:, classes], batch.y
+    with_name = named.argmax(dim=1) + classes.start == label
     return (logits.argmax(dim=1) == label).sum(), with_name.sum()
 
 
-def by_means(method: Method, model: TaskModel, x: Inputs, seen: int) -> Tensor:
-    """How near ``x`` is to the mean of each class seen, (n, classes).
-
-    Where tasks have parts of their own, it is compared with a task's means as that task would see it.
-    """
+def features_by_task(method: Method, model: TaskModel, x: Inputs, seen: int) -> list[Tensor]:
+    """The features (n, d) of ``x`` as each task seen would have them: the same for all, unless tasks have own parts."""
     if not model.tasks_have_parts:
-        means = torch.cat([model.means.of(task) for task in range(seen)])
-        return nearness(method.features(model, x, 0), means)
-    return torch.cat([nearness(method.features(model, x, task), model.means.of(task)) for task in range(seen)], dim=1)
+        return [method.features(model, x, 0)] * seen
+    return [method.features(model, x, task) for task in range(seen)]
 
 
 def by_shared_head(method: Method, model: TaskModel, x: Inputs, seen: int, logits: Tensor) -> Tensor:

@@ -203,7 +203,7 @@ class Trainer:
         place = (self.stages_done, stage.epochs_done)
         shuffle = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", *place))
         self.method.train_mode(self.model)
-        _keep_frozen_statistics(self.model)
+        keep_frozen_statistics(self.model)
         steps.begin_epoch(lr)
         with self._noise("noise", *place):  # dropout and whatever else a model or method draws
             for task_data, rows in _shuffled(data, self.settings.batch_size, shuffle):
@@ -382,7 +382,7 @@ def _stands(buffer: str) -> bool:
     return buffer.endswith((".basis", ".occupied")) or buffer.startswith(("scaled.", "private."))
 
 
-def _keep_frozen_statistics(model: TaskModel) -> None:
+def keep_frozen_statistics(model: TaskModel) -> None:
     """Stop the running averages of every normalisation whose parameters the user froze: the layer stays as it is."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):

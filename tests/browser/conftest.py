@@ -7,6 +7,7 @@ import pytest
 from pages import ROOT, chromium, find_chromium, lab, open_in_lab, open_page, voila
 
 from nesskit import FrobeniusThreshold, Limits, run
+from nesskit.widgets.explorer.page import write_page
 
 EXPLORER = ".nk-explorer"
 
@@ -43,6 +44,12 @@ def browser():
         yield browser
 
 
+@pytest.fixture(scope="session")
+def plain_page(browser, workplace):
+    """The explorer on a page without a kernel: the run of the workplace, and every recorded one."""
+    return open_page(browser, write_page(workplace / "explorer.html", workplace / "runs").as_uri())
+
+
 @pytest.fixture(scope="session", params=["lab", pytest.param("voila", marks=pytest.mark.every)])
 def explorer_page(request, browser, workplace):
     """(page, server) with the explorer on it, in JupyterLab and as a Voilà page."""
@@ -57,7 +64,7 @@ def explorer_page(request, browser, workplace):
         else:
             page = open_page(browser, server.url)
         page.locator(f"{EXPLORER} .nk-numbers tbody tr").wait_for(timeout=60_000)
-        page.locator(f"{EXPLORER} .jupyter-matplotlib-canvas-div canvas").first.wait_for(timeout=60_000)
+        page.locator(f"{EXPLORER} .nk-spectrum .nk-curve").first.wait_for(timeout=60_000)
         yield page, server
     finally:
         server.stop()

@@ -1,23 +1,24 @@
 """The threshold explorer in a real Chromium, in JupyterLab and as a Voilà page: what a person sees is what is true."""
 
+import math
 import time
 
 import pytest
-from pages import is_there, pixels, settle, shades
+from pages import is_there, pixels, settle
 
 from nesskit import FrobeniusThreshold, load_run, profiles_by_task
 from nesskit.analysis.spectra import OwnCoordinates
 from nesskit.widgets.explorer.source import find_runs
 
-SLIDER = ".nk-eps [role=slider]"
+SLIDER, CUT = ".nk-eps input[type=range]", ".nk-cut"
 ROWS = ".nk-numbers tbody tr"
-CANVAS = ".nk-explorer .jupyter-matplotlib-canvas-div canvas"
+PICTURE = ".nk-pictures"
 
 
 def displayed(page, rule="frobenius"):
     """(ε, rank) as the page says."""
     row = page.locator(f"{ROWS}[data-rule={rule}]")
-    return float(row.get_attribute("data-eps")), int(row.locator(".nk-rank").inner_text())
+    return float(row.get_attribute("data-eps")), int(row.locator("td").first.inner_text().split()[0])
 
 
 def expected_rank(workplace, eps, task=1):
@@ -38,31 +39,59 @@ def page(explorer_page):
 
 def test_the_page_is_not_empty(page):
     assert page.locator(ROWS).count() == 1
-    assert page.locator(f"{SLIDER}").get_attribute("aria-valuenow") is not None
-    canvas = page.locator(CANVAS).first
-    settle(page, lambda: shades(canvas) > 20)  # a drawing, not one blank colour
+    assert page.locator(".nk-spectrum .nk-curve").count() == page.locator(".nk-layer-button").count() == 2
+    for curve in page.locator(".nk-curve").all():
+        assert curve.bounding_box()["width"] > 50
 
 
-def test_the_slider_moves_by_keyboard_and_every_rank_is_right(page, explorer_page, workplace):
+def test_every_control_and_picture_says_what_it_is(page):
+    said = page.locator(".nk-view").aria_snapshot()
+    for part in (
+        'combobox "Run"',
+        'combobox "Task"',
+        'slider "ε₁"',
+        'slider "ε₁, the cut"',
+        'button "Layer layers.0: ',
+    ):
+        assert part in said
+    (eps, rank) = displayed(page)
+    assert page.locator(SLIDER).get_attribute("aria-valuetext") == f"{float(f'{eps:.3g}'):g}"  # not its exponent
+    assert f"leaves the {rank} smallest of 192 free" in page.locator(".nk-spectrum").get_attribute("aria-label")
+    assert page.locator(ROWS).get_by_role("cell").nth(4).inner_text().split()[0] in page.locator(
+        ".nk-frontier"
+    ).get_attribute("aria-label")
+
+
+@pytest.mark.parametrize("handle", [SLIDER, CUT])
+def test_the_cut_moves_by_keyboard_and_every_rank_is_right(page, explorer_page, workplace, handle):
     _, server = explorer_page
-    page.locator(SLIDER).focus()
+    page.locator(handle).focus()
     with server.kernel() as ask:
         for key, times in (("Right", 1), ("Right", 12), ("Left", 30), ("Right", 5), ("Left", 2)):
-            (eps, _), drawn, lines = displayed(page), pixels(page, CANVAS), ask("explorer.view.line_data()")
+            (eps, _), drawn = displayed(page), pixels(page, PICTURE)
             for _ in range(times):
                 page.keyboard.press(f"Arrow{key}")
             wanted = eps * 10 ** (0.01 * (times if key == "Right" else -times))
             settle(page, lambda wanted=wanted: displayed(page)[0] == pytest.approx(wanted, rel=1e-6))
             eps, rank = displayed(page)
-            assert float(page.locator(".nk-eps .widget-readout").inner_text()) == pytest.approx(eps, rel=0.01)
+            assert float(page.locator(".nk-readout").input_value()) == pytest.approx(eps, rel=0.01)
             assert rank == expected_rank(workplace, eps)
-            assert ask("explorer.view.line_data()")["height frobenius"] == [eps, eps] != lines["height frobenius"]
-            settle(page, lambda drawn=drawn: pixels(page, CANVAS) != drawn)
+            settle(page, lambda eps=eps: ask("explorer.threshold.eps") == eps)
+            assert ask("explorer.readings[0].rank") == rank
+            settle(page, lambda drawn=drawn: pixels(page, PICTURE) != drawn)
+
+
+def test_the_kernel_moves_the_page(page, explorer_page):
+    _, server = explorer_page
+    with server.kernel() as ask:
+        ask("explorer.set(eps=0.0123)")
+        settle(page, lambda: displayed(page)[0] == 0.0123)
+        assert page.locator(".nk-readout").input_value() == "0.0123"
 
 
 def test_the_slider_moves_by_mouse(page, workplace):
     before = displayed(page)
-    box = page.locator(".nk-eps .noUi-base").bounding_box()
+    box = page.locator(SLIDER).bounding_box()
     page.mouse.click(box["x"] + 0.62 * box["width"], box["y"] + box["height"] / 2)
     settle(page, lambda: displayed(page) != before)
     eps, rank = displayed(page)
@@ -71,32 +100,74 @@ def test_the_slider_moves_by_mouse(page, workplace):
 
 def test_the_cut_is_dragged_on_the_spectrum(page, explorer_page, workplace):
     _, server = explorer_page
+
+    def place(eps):
+        """Where the spectrum of all layers has ε, from two of its labelled lines."""
+        lines = [
+            (
+                float(tick.text_content()),
+                tick.evaluate("t => t.getBoundingClientRect().y + t.getBoundingClientRect().height / 2"),
+            )
+            for tick in page.locator(".nk-spectrum .nk-tick[text-anchor=end]").all()
+        ]
+        (one, y), (other, z) = lines[0], lines[-1]
+        box = page.locator(".nk-spectrum").bounding_box()
+        share = math.log(eps / one) / math.log(other / one)
+        return box["x"] + 0.6 * box["width"], y + share * (z - y)
+
+    page.mouse.move(*place(0.1))
+    page.mouse.down()
+    settle(page, lambda: displayed(page)[0] == pytest.approx(0.1, rel=0.1))
+    page.mouse.move(*place(0.003), steps=8)
+    page.mouse.up()
+    settle(page, lambda: displayed(page)[0] == pytest.approx(0.003, rel=0.1))
+    eps, rank = displayed(page)
+    assert rank == expected_rank(workplace, eps)
     with server.kernel() as ask:
-        ax = "explorer.view.spectrum.ax"
-        high, low = ask(f"[[float(v) for v in {ax}.transData.transform((50, eps))] for eps in (0.1, 0.003)]")
-        height = ask("float(explorer.view.canvas.figure.bbox.height)")
-        ratio = ask("float(explorer.view.canvas.device_pixel_ratio)")
-        box = page.locator(CANVAS).first.bounding_box()
+        settle(page, lambda: ask("explorer.state.eps") == eps)
+    page.mouse.move(*place(0.1))  # let go: the cut stays
+    page.wait_for_timeout(150)
+    assert displayed(page)[0] == eps
 
-        def place(point):
-            return box["x"] + point[0] / ratio, box["y"] + (height - point[1]) / ratio
 
-        page.mouse.move(*place(high))
-        page.mouse.down()
-        settle(page, lambda: displayed(page)[0] == pytest.approx(0.1, rel=0.1))
-        page.mouse.move(*place(low), steps=8)
-        settle(page, lambda: displayed(page)[0] < 0.01)  # a browser may leave out the last of several fast motions
-        page.mouse.up()
-        settle(page, lambda: displayed(page)[0] == pytest.approx(0.003, rel=0.1))
-        page.wait_for_timeout(150)
-        eps, rank = displayed(page)
-        assert eps == pytest.approx(0.003, rel=0.1)
-        assert rank == expected_rank(workplace, eps)
-        assert ask("explorer.view.line_data()")["height frobenius"][0] == eps
-        assert float(page.locator(SLIDER).get_attribute("aria-valuenow")) == pytest.approx(-2.5, abs=0.1)
-        page.mouse.move(*place(high))  # let go: the cut stays
-        page.wait_for_timeout(150)
-        assert displayed(page)[0] == eps
+def test_the_edge_of_the_null_space_is_dragged(page):
+    page.locator(".nk-layer select").select_option("layers.0")
+    settle(page, lambda: "of 64" in page.locator(ROWS).inner_text())
+    grip = page.locator(".nk-grip").bounding_box()
+    axes = page.locator(".nk-spectrum .nk-axis").bounding_box()
+    x, y = grip["x"] + grip["width"] / 2, axes["y"] + 20
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(axes["x"] + 30.2 / 64 * axes["width"], y, steps=5)
+    page.mouse.up()
+    settle(page, lambda: abs(displayed(page)[1] - (64 - 30)) <= 1)  # as near as the slider's steps allow
+    page.locator(".nk-layer select").select_option("")
+    settle(page, lambda: "of 192" in page.locator(ROWS).inner_text())
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("0,02", "ε₁ = 0,02 has a comma: write it with a point, 0.02"),
+        ("0", "ε₁ = 0 is out of range: choose one between 0.00001 and 1"),
+        ("-1", "ε₁ = -1 is out of range"),
+        ("1e9", "ε₁ = 1e9 is out of range"),
+        ("small", 'ε₁ = "small" is not a number: write for example 0.02'),
+        ("", "is not a number"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(page, typed, sentence):
+    before, readout, alert = displayed(page), page.locator(".nk-readout"), page.get_by_role("alert")
+    readout.fill(typed)
+    readout.press("Enter")
+    settle(page, lambda: sentence in alert.inner_text())
+    settle(page, lambda: page.locator(".nk-train").is_disabled())
+    assert displayed(page) == before
+    readout.fill("2e-2")
+    readout.press("Enter")
+    settle(page, lambda: displayed(page)[0] == 0.02)
+    assert alert.inner_text() == ""
+    settle(page, lambda: page.locator(".nk-train").is_enabled())
 
 
 def test_twenty_quick_presses_leave_no_queue(page, explorer_page):
@@ -107,9 +178,9 @@ def test_twenty_quick_presses_leave_no_queue(page, explorer_page):
     pressed = time.monotonic()
     settle(page, lambda: displayed(page)[0] == pytest.approx(start * 10**0.2, rel=1e-6))
     assert time.monotonic() - pressed < 2.0
-    drawn = pixels(page, CANVAS)
+    drawn = pixels(page, PICTURE)
     page.wait_for_timeout(300)
-    assert pixels(page, CANVAS) == drawn
+    assert pixels(page, PICTURE) == drawn
 
 
 def test_both_rules_stand_side_by_side(page, explorer_page):
@@ -122,9 +193,12 @@ def test_both_rules_stand_side_by_side(page, explorer_page):
     settle(page, lambda: page.locator(ROWS).count() == 1)
 
 
-def test_a_layer_is_chosen_by_menu(page):
+def test_a_layer_is_chosen_by_menu_and_by_its_small_spectrum(page):
     page.locator(".nk-layer select").select_option(label="layers.0")
     settle(page, lambda: "of 64" in page.locator(ROWS).inner_text())
+    page.locator(".nk-layer-button").nth(1).click()
+    settle(page, lambda: "of 128" in page.locator(ROWS).inner_text())
+    assert page.locator(".nk-layer-button").nth(1).get_attribute("aria-pressed") == "true"
     page.locator(".nk-layer select").select_option(label="all layers")
     settle(page, lambda: "of 192" in page.locator(ROWS).inner_text())
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from nesskit.analysis import NetworkCurves, layer_weights, profile_layers, profiles_by_task
@@ -19,12 +20,14 @@ from nesskit.experiments.configure import configure
 from nesskit.experiments.remarks import preset_of
 from nesskit.plots import rule_name
 from nesskit.runs.folder import load_run
+from nesskit.runs.profile_file import pack_profiles
 from nesskit.runs.record import Run
 from nesskit.runs.results import load_result, results_folder
 from nesskit.settings import NESSSettings, RunSettings
 from nesskit.spectra.filters import Filter, FrobeniusThreshold, Threshold, parse_filter
 from nesskit.spectra.moment import Moment
 from nesskit.spectra.profile import LayerProfile
+from nesskit.widgets.explorer.state import LARGEST, RULES, SMALLEST
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +169,24 @@ def run_label(config: Mapping[str, Any]) -> str:
     if config.get("preset") not in (None, "default"):
         parts.append(str(config["preset"]))
     return ", ".join([*parts, f"seed {config.get('seed', 0)}"])
+
+
+def packed(
+    source: Source, dtype: type[np.floating] = np.float64, encode: Callable[[bytes], bytes | str] = bytes
+) -> dict[str, Any]:
+    """What the browser draws ``source`` from: its tasks by name and its profiles, vectors as bytes of ``dtype``."""
+    profiles = [curve.profile for curves in source.curves.values() for curve in curves.layers]
+    columns = pack_profiles(profiles, dtype)
+    vectors = {name: encode(value.tobytes()) for name, value in columns.items() if isinstance(value, np.ndarray)}
+    return {"tasks": [[task, source.task_name(task)] for task in source.curves], "profiles": columns | vectors}
+
+
+def start_of(source: Source) -> dict[str, Any]:
+    """The threshold that ``source`` was trained with, as a part of a :class:`State`; nothing if it shows no cut."""
+    rule = source.rule
+    if isinstance(rule, Threshold) and rule.eps < 1 and rule.name in RULES:
+        return {"rule": rule.name, "eps": min(max(rule.eps, SMALLEST), LARGEST)}
+    return {}
 
 
 def base_settings(benchmark: str) -> RunSettings:

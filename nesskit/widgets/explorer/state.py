@@ -13,9 +13,7 @@ from nesskit.spectra.filters import FrobeniusThreshold, NuclearThreshold, Relati
 RULES: dict[str, type[Threshold]] = {
     rule.name: rule for rule in (FrobeniusThreshold, NuclearThreshold, RelativeThreshold)
 }
-EXPONENTS = (-5.0, 0.0)  # of ε: at 1 every rule frees everything
-STEP = 0.01  # of the exponent: one key press, 2 % of ε
-SMALLEST, LARGEST = (10.0**exponent for exponent in EXPONENTS)
+SMALLEST, LARGEST = 1e-5, 1.0  # of ε: at 1 every rule frees everything
 
 
 @dataclass(frozen=True)
@@ -73,12 +71,6 @@ class Reading(BesideOutputs):
     output_norm: float
     energy_share: float
     ranks: tuple[int, ...]
-
-
-def on_step(eps: float) -> float:
-    """The nearest ε on the steps of the slider."""
-    exponent = round(round(math.log10(max(eps, SMALLEST)) / STEP) * STEP, 2)
-    return float(10 ** min(exponent, EXPONENTS[1]))
 
 
 def points_at(curves: NetworkCurves, state: State) -> tuple[NetworkPoint, ...]:
