@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nesskit.methods import Method
-from nesskit.networks.class_means import sums_by_class, nearness
+from nesskit.networks.class_means import nearness, sums_by_class
 from nesskit.networks.task_model import TaskModel
 from nesskit.streams.batches import Batch, TaskData
 from nesskit.streams.fields import Inputs
