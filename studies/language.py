@@ -28,12 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reporting import print_table
+from reporting import done, of_matrices, print_table
 
 import nesskit
 from nesskit import FrobeniusThreshold
-from nesskit.experiments.running import execute_all
-from nesskit.runs import metrics
 from nesskit.runs.comparison import Estimate, count_text
 from nesskit.runs.environment import current_commit
 from nesskit.runs.events import EpochFinished
@@ -79,21 +77,12 @@ def runs_of(
     """The runs of a row, one a seed, on all tasks or the first ones."""
     _, method, own = row
     presets = [nesskit.configure(BENCHMARK, method, preset, seed, **{**own, **changes}) for seed in seeds]
-    wanted = [dataclasses.replace(settings, tasks=tasks) for settings in presets]
-    ended, failed = execute_all(wanted, runs)
-    if failed:
-        raise SystemExit("\n".join(f"{row[0]}, seed {failure.seed}: {failure.reason}" for failure in failed))
-    if len(ended) < len(wanted):
-        raise SystemExit("interrupted: the same command goes on")
-    return ended
+    return done(row[0], [dataclasses.replace(settings, tasks=tasks) for settings in presets], runs)
 
 
 def both(matrices: Sequence[np.ndarray]) -> list[str]:
-    """ACC and BWT over seeds."""
-    return [
-        str(Estimate.of([measure(matrix) for matrix in matrices]))
-        for measure in (metrics.average_accuracy, metrics.backward_transfer)
-    ]
+    """ACC and BWT over seeds, as cells."""
+    return list(map(str, of_matrices(matrices)))
 
 
 def line(row: Row, preset: str, seeds: Sequence[int], runs: Path, tasks: int | None = None) -> list[str]:

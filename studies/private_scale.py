@@ -22,11 +22,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reporting import accuracy, choose, learned, paired, print_table, transfer
+from reporting import accuracy, choose, done, learned, paired, print_table, transfer
 
 import nesskit
 from nesskit import FixedRank, NuclearThreshold, SoftFilter
-from nesskit.experiments.running import execute_all
 from nesskit.runs import metrics
 from nesskit.runs.comparison import Estimate, count_text
 from nesskit.runs.record import Run
@@ -125,12 +124,7 @@ def runs_of(benchmark: str, row: Row, seeds: Sequence[int], runs: Path, tasks: i
     wanted = [
         dataclasses.replace(nesskit.configure(benchmark, method, seed=seed, **changes), tasks=tasks) for seed in seeds
     ]
-    ended, failed = execute_all(wanted, runs)
-    if failed:
-        raise SystemExit("\n".join(f"{row[0]}, seed {failure.seed}: {failure.reason}" for failure in failed))
-    if len(ended) < len(wanted):
-        raise SystemExit("interrupted: the same command goes on")
-    return ended
+    return done(row[0], wanted, runs)
 
 
 def private(runs: Sequence[Run]) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
+from nesskit.experiments.running import execute_all
 from nesskit.runs import metrics
 from nesskit.runs.comparison import Estimate
 from nesskit.runs.record import Run
+from nesskit.settings import RunSettings
 
 DIGITS = ("permuted-digits", "split-digits", "rotated-digits")
 ALLOWED_FORGETTING = {"permuted-digits": 1.0, "split-digits": 0.5, "rotated-digits": 1.0}  # in points
@@ -26,6 +32,38 @@ def choose(measured: Mapping[Setting, tuple[Estimate, Estimate]], allowed: float
     best = max(accuracies.values())
     equal = [setting for setting, value in accuracies.items() if value >= best - slack]
     return equal[-1] if slack else equal[0]
+
+
+def done(name: str, wanted: Sequence[RunSettings], runs: Path, may_fail: bool = False) -> list[Run]:
+    """The runs of ``wanted`` that ended; those that lie in the folder ``runs`` already are not done again.
+
+    Args:
+        name: what they are called if one fails.
+        wanted: their settings.
+        runs: the folder.
+        may_fail: whether a run that fails (training diverged) is named on the way and left out.
+
+    Raises:
+        SystemExit: a run failed that may not, or somebody interrupts.
+    """
+    ended, failed = execute_all(wanted, runs)
+    reasons = "\n".join(f"{name}, seed {failure.seed}: {failure.reason}" for failure in failed)
+    if failed and not may_fail:
+        raise SystemExit(reasons)
+    if failed:
+        print(reasons, file=sys.stderr)
+    if len(ended) + len(failed) < len(wanted):
+        raise SystemExit("interrupted: the same command goes on")
+    return ended
+
+
+def of_matrices(matrices: Sequence[np.ndarray]) -> tuple[Estimate, Estimate]:
+    """ACC and BWT over seeds, from one accuracy matrix each."""
+    accuracy, transfer = (
+        Estimate.of([measure(matrix) for matrix in matrices])
+        for measure in (metrics.average_accuracy, metrics.backward_transfer)
+    )
+    return accuracy, transfer
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -16,17 +16,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from reporting import print_table
+from reporting import done, of_matrices, print_table
 
 import nesskit
-from nesskit.experiments.running import execute_all
-from nesskit.runs import metrics
-from nesskit.runs.comparison import Estimate
 from nesskit.runs.environment import current_commit
 from nesskit.runs.record import Run
 
@@ -44,22 +40,14 @@ def runs_of(
     wanted = [
         dataclasses.replace(nesskit.configure(benchmark, method, seed=seed, head=head), tasks=tasks) for seed in seeds
     ]
-    ended, failed = execute_all(wanted, runs)
-    for failure in failed:
-        print(f"{method}, head {head}, seed {failure.seed}: {failure.reason}", file=sys.stderr)
-    if len(ended) + len(failed) < len(wanted):
-        raise SystemExit("interrupted: the same command goes on")
-    return ended
+    return done(f"{method}, head {head}", wanted, runs, may_fail=True)
 
 
 def both(matrices: Sequence[np.ndarray], seeds: int) -> str:
     """ACC / BWT over seeds, from one accuracy matrix each; and over how many, if some runs diverged."""
     if not matrices:
         return "diverged"
-    accuracy, transfer = (
-        Estimate.of([measure(matrix) for matrix in matrices])
-        for measure in (metrics.average_accuracy, metrics.backward_transfer)
-    )
+    accuracy, transfer = of_matrices(matrices)
     some = "" if len(matrices) == seeds else f" ({seeds - len(matrices)} of {seeds} diverged)"
     return f"{accuracy} / {transfer}{some}"
 
