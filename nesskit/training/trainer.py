@@ -127,17 +127,25 @@ class Trainer:
             for task_data in data:
                 self.run.profiles.extend(self.method.end_task(self.model, task_data))
         if self.settings.head == "means":
-            for task_data in data:
-                means = class_means(self.method, self.model, task_data, self.settings.evaluation_batch_size)
-                self.model.means.keep(task_data.index, means)
-        self.run.trained_numbers.append(trained)
-        if self.first_features is not None:
-            self.run.kept_similarity.append(kept_similarity(self.first_features, self._held_out_features()))
+            self._keep_means(data)
         row = self._evaluate_row(last)
-        self.run.memory = {**self.method.memory_report(), **self.model.means.sizes()}
+        self._note_costs(trained)
         self.stage, self.optimizer, self.average = None, None, None
         self.stages_done += 1
         yield TaskFinished(last, self.stream[last].name, tuple(row), time.perf_counter() - started)
+
+    def _keep_means(self, data: Sequence[TaskData]) -> None:
+        """The mean features of each class of these tasks, as they are now, become part of the model."""
+        for task_data in data:
+            means = class_means(self.method, self.model, task_data, self.settings.evaluation_batch_size)
+            self.model.means.keep(task_data.index, means)
+
+    def _note_costs(self, trained: int) -> None:
+        """How many numbers a stage has trained, what it left of pretrained similarities, and what is kept from it."""
+        self.run.trained_numbers.append(trained)
+        if self.first_features is not None:
+            self.run.kept_similarity.append(kept_similarity(self.first_features, self._held_out_features()))
+        self.run.memory = {**self.method.memory_report(), **self.model.means.sizes()}
 
     def _data(self, task: int) -> TaskData:
         """The task with this number on the device; a network with BatchNorm gets no batch of one."""
