@@ -74,12 +74,13 @@ class Execute(NbgraderExecute):
         super().__init__(timeout=work.seconds, kernel_name="python3", shutdown_kernel="immediate", **options)
         self.extra_arguments = ["--HistoryManager.hist_file=:memory:", "--ext=course.closed"]
         self.work, self.deaths = work, 0
-        self.released = [cell.source for cell in course.cells if cell.cell_type == "code" and not _is_answer(cell)]
+        code = [cell for cell in course.cells if cell.cell_type == "code" and cell.source.strip()]
+        self.story = [cell.source for cell in code if not grade_id(cell)]
         self.answers = {_exercise(cell): _defined(cell.source) for cell in answer_cells(course)}
 
     def preprocess(self, nb: NotebookNode, resources: Any = None, **options: Any) -> tuple[NotebookNode, Any]:
         """Run the notebook."""
-        self.needed = self._needed(nb)
+        self.sources = self._needed(nb)
         return super().preprocess(nb, resources, **options)
 
     def create_kernel_manager(self) -> SandboxedKernel:
@@ -97,13 +98,11 @@ class Execute(NbgraderExecute):
 
     def preprocess_cell(self, cell: NotebookNode, resources: Any, index: int) -> tuple[NotebookNode, Any]:
         """Run ``cell``, whatever it does."""
-        if not self.needed.get(index, False):
-            return cell, resources
         test = is_grade(cell)
         try:
             if test:
                 self._begin(cell, index)
-            super().preprocess_cell(cell, resources, index)
+            self._execute(cell, index)
             if test:
                 self._end(cell, index)
         except BROKEN as error:
@@ -126,22 +125,31 @@ class Execute(NbgraderExecute):
         printed = sum(len(out.text) for out in outs if out.output_type == "stream")
         return super().output(outs, *args) if printed < MOST_OUTPUT else None
 
-    def _needed(self, nb: NotebookNode) -> dict[int, bool]:
-        """Which cells to run: all of them, where the student has changed or added any beside the answers."""
+    def _needed(self, nb: NotebookNode) -> dict[int, str]:
+        """What to run, by place of the cell: everything, where the student has changed more than the answers."""
         code = [index for index, cell in enumerate(nb.cells) if cell.cell_type == "code" and cell.source.strip()]
+        sources = [nb.cells[index].source for index in code]
         exercises = [place for place, index in enumerate(code) if grade_id(nb.cells[index])]
-        rest = [nb.cells[index].source for place, index in enumerate(code) if place not in exercises]
-        if rest != [source for source in self.released if checksum(source) not in self._tests(nb)]:
-            return dict.fromkeys(code, True)
-        return dict(zip(code, needed([nb.cells[index].source for index in code], exercises), strict=True))
+        self.story_only = [sources[place] for place in range(len(code)) if place not in exercises] == self.story
+        if self.story_only:
+            sources = needed(sources, exercises)
+        return dict(zip(code, sources, strict=True))
 
-    @staticmethod
-    def _tests(nb: NotebookNode) -> set[str]:
-        return {checksum(cell.source) for cell in nb.cells if is_grade(cell)}
+    def _execute(self, cell: NotebookNode, index: int) -> None:
+        """Run what is needed of ``cell``, which keeps its source."""
+        if wanted := self.sources.get(index):
+            source, cell.source = cell.source, wanted
+            try:
+                self.execute_cell(cell, index)
+            finally:
+                cell.source = source
 
     def _begin(self, test: NotebookNode, index: int) -> None:
         """Close the library to the student's functions."""
-        released = [checksum(source) for source in self.released]
+        trusted = {*self.story, *(cell.source for cell in self.nb.cells if is_grade(cell))}
+        if self.story_only:
+            trusted |= {source for place, source in self.sources.items() if not grade_id(self.nb.cells[place])}
+        released = sorted(map(checksum, trusted))
         call = f"{GUARD}.begin({_exercise(test)!r}, {self.answers.get(_exercise(test), [])!r}, {released!r})"
         self._aside(call, index)
 
@@ -184,10 +192,10 @@ class Execute(NbgraderExecute):
             self.start_new_kernel_client()
             for earlier, cell in enumerate(self.nb.cells[:index]):
                 failed = any(output.output_type == "error" for output in cell.get("outputs", []))
-                if failed or not self.needed.get(earlier, False):
+                if failed:
                     continue
                 try:
-                    self.execute_cell(copy.deepcopy(cell), earlier)
+                    self._execute(copy.deepcopy(cell), earlier)
                 except BROKEN as error:
                     self._fail(cell, error)
                     break
@@ -222,10 +230,6 @@ def run(work: Work) -> None:
 def _exercise(cell: NotebookNode) -> str:
     """``01.1`` for answer-01-1 and test-01-1."""
     return grade_id(cell).partition("-")[2].replace("-", ".")
-
-
-def _is_answer(cell: NotebookNode) -> bool:
-    return bool(cell.metadata.get("nbgrader", {}).get("solution"))
 
 
 def _defined(source: str) -> list[str]:
