@@ -178,7 +178,11 @@ class Execute(NbgraderExecute):
         )
         if self.km.watch is not None:
             reason = " ".join([reason, self.km.watch.reason]).strip()
-        cell.outputs.append(new_output("error", ename=type(error).__name__, evalue=reason, traceback=[reason]))
+        cell.outputs.append(
+            new_output(
+                "error", ename=type(error).__name__, evalue=reason, traceback=[f"{type(error).__name__}: {reason}"]
+            )
+        )
 
     def _revive(self, index: int) -> None:
         """A new kernel in which the needed cells before ``index`` have run, but for those that fail."""

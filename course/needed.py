@@ -1,19 +1,20 @@
 """What of a notebook its exercises need: the rest tells the story, and grading need not run it.
 
-An exercise needs a statement if names that it uses get their values there, or if what they name is visibly changed
-there. What a function does to its arguments beside returning a value is not seen; the tests of all exercises are run
-this way, and would fail where that mattered.
+An exercise needs a cell if names that it uses get their values there, or if what they name is visibly changed there.
+Of such a cell it needs what mentions any of these names. What a function in another cell does to its arguments, beside
+returning a value, is not seen; the tests of all exercises are run this way, and would fail where that mattered.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import symtable
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 COMPREHENSIONS = {"listcomp", "setcomp", "dictcomp", "genexpr"}
 GIVING = (ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+IMPORT = (ast.Import, ast.ImportFrom)
 Names = set[str]
 
 
@@ -24,63 +25,59 @@ def needed(cells: Sequence[str], exercises: Collection[int]) -> list[str]:
         cells: the sources of the code cells, in order.
         exercises: the places of answers and tests among them, which are needed for themselves, and whole.
     """
-    pieces = [piece for place, source in enumerate(cells) for piece in _pieces(place, source, place in exercises)]
-    late: Names = set()  # used by functions, which look a name up when they are called: any piece may give it its value
+    parsed = [_statements(source) for source in cells]
+    fixed = set(dir(builtins))  # and what is imported: nobody changes these
+    for statements in parsed:
+        for statement in statements or []:
+            fixed |= _table(statement)[0] if isinstance(statement, IMPORT) else set()
+    late = Names()  # used by functions, which look a name up when they are called: any cell may give it its value
     while True:
-        keep, wanted, before = [], set(late), set(late)
-        for piece in reversed(pieces):
-            if piece.flow is None or piece.whole or piece.flow.given & (wanted | late):
-                keep.append(piece)
-                if piece.flow is not None:
-                    wanted = (wanted - piece.flow.surely) | piece.flow.used
-                    late |= piece.flow.late
+        wanted, before, kept = set(late), set(late), list[str]()
+        for place in reversed(range(len(cells))):
+            statements, whole = parsed[place], place in exercises
+            if statements is None:  # IPython's magic: nobody can tell
+                kept.append(cells[place])
+                continue
+            if not whole and not Flow(statements, fixed).given & (wanted | late):
+                kept.append("")
+                continue
+            pieces = []
+            for statement in reversed(statements):
+                flow, mentioned = Flow([statement], fixed), _mentioned(statement)
+                setting = isinstance(statement, ast.Expr) and mentioned <= fixed  # such as a seed
+                if whole or setting or (flow.given | mentioned - fixed) & (wanted | late):
+                    pieces.append(_source(cells[place], statement))
+                    wanted = (wanted - flow.surely) | flow.used
+                    late |= flow.late
+            kept.append(cells[place] if whole else "\n".join(reversed(pieces)))
         if late == before:
-            kept = [[piece.source for piece in reversed(keep) if piece.place == place] for place in range(len(cells))]
-            return ["\n".join(sources) for sources in kept]
+            return kept[::-1]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A statement of a cell, or all of it.
-
-    Attributes:
-        place: of the cell.
-        source: of the piece.
-        flow: what it does with names; None if that cannot be told, as of IPython's magic.
-        whole: whether it is the cell of an exercise.
-    """
-
-    place: int
-    source: str
-    flow: Flow | None
-    whole: bool
-
-
-def _pieces(place: int, source: str, whole: bool) -> list[Piece]:
+def _statements(source: str) -> list[ast.stmt] | None:
     try:
-        statements = ast.parse(source).body
+        return ast.parse(source).body
     except SyntaxError:
-        return [Piece(place, source, None, whole)]
-    if whole:
-        return [Piece(place, source, Flow(statements), whole)]
-    lines, found = source.split("\n"), []
-    for statement in statements:
-        first = min([statement.lineno, *(node.lineno for node in getattr(statement, "decorator_list", []))])
-        found.append(Piece(place, "\n".join(lines[first - 1 : statement.end_lineno]), Flow([statement]), whole))
-    return found
+        return None
+
+
+def _source(cell: str, statement: ast.stmt) -> str:
+    first = min([statement.lineno, *(node.lineno for node in getattr(statement, "decorator_list", []))])
+    return "\n".join(cell.split("\n")[first - 1 : statement.end_lineno])
 
 
 class Flow:
-    """What a piece does with names.
+    """What statements do with names.
 
     Attributes:
-        used: names whose values it takes from earlier ones.
-        late: names that functions in it use.
-        given: names that it may give a value to.
-        surely: names that it gives a value to in any case.
+        used: names whose values they take from earlier ones.
+        late: names that functions in them use.
+        given: names that they may give a value to.
+        surely: names that they give a value to in any case.
     """
 
-    def __init__(self, statements: list[ast.stmt]) -> None:
+    def __init__(self, statements: list[ast.stmt], fixed: Names) -> None:
+        self.fixed = fixed
         self.late: Names = set()
         self.given: Names = set()
         self.surely: Names = set()
@@ -96,7 +93,7 @@ class Flow:
                     have |= self._targets(item.optional_vars)
                 used |= self._read(statement.body, have)
             elif isinstance(statement, ast.For):
-                self.given |= _changed(statement)
+                self.given |= _changed(statement) - self.fixed
                 used |= self._names(statement.iter) - have
                 used |= self._read([*statement.body, *statement.orelse], have | self._targets(statement.target))
             else:
@@ -114,17 +111,14 @@ class Flow:
         given, used, late = _table(node)
         self.given |= given
         self.late |= late
-        changed = _changed(node)
+        changed = _changed(node) - self.fixed
         self.given |= changed
         return used | late | changed
 
 
 def _changed(node: ast.AST) -> Names:
-    """Names whose objects are changed in place: x += 1, x[0] = 1, x.a = 1, and x.method() or f(x) for its own sake.
-
-    A loop that calls something for its own sake, such as an optimizer's step, may change all that it mentions.
-    """
-    found, loop = Names(), False
+    """Names whose objects are changed in place: x += 1, x[0] = 1, x.a = 1, and x.method() or f(x) for its own sake."""
+    found = Names()
     for part in ast.walk(node):
         targets: list[ast.expr] = []
         if isinstance(part, ast.Assign):
@@ -133,13 +127,12 @@ def _changed(node: ast.AST) -> Names:
             targets = [part.target]
         elif isinstance(part, ast.Expr) and isinstance(part.value, ast.Call):
             targets = [*([part.value.func] if isinstance(part.value.func, ast.Attribute) else []), *part.value.args]
-            loop = loop or isinstance(node, ast.For | ast.While)
         for target in targets:
             while isinstance(target, ast.Subscript | ast.Attribute):
                 target = target.value
             if isinstance(target, ast.Name):
                 found.add(target.id)
-    return _mentioned(node) if loop else found
+    return found
 
 
 def _mentioned(node: ast.AST) -> Names:
