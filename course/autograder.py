@@ -158,7 +158,7 @@ class Execute(NbgraderExecute):
         token = secrets.token_hex(16)
         _, found, refused = self._aside(f"{GUARD}.end({token!r}, {_exercise(test)!r})", index).partition(token)
         sentences = json.loads(refused) if found else ["The kernel was changed so that tests cannot be trusted."]
-        if sentences and not any(output.output_type == "error" for output in test.outputs):
+        if sentences and not any(sentences[0] in output.get("evalue", "") for output in test.outputs):
             test.outputs.append(new_output("error", ename="ClosedError", evalue=sentences[0], traceback=sentences[:1]))
 
     def _aside(self, source: str, index: int) -> str:

@@ -1,8 +1,8 @@
 """What of a notebook its exercises need: the rest tells the story, and grading need not run it.
 
 An exercise needs a cell if names that it uses get their values there, or if what they name is visibly changed there.
-Of such a cell it needs what mentions any of these names. What a function in another cell does to its arguments, beside
-returning a value, is not seen; the tests of all exercises are run this way, and would fail where that mattered.
+Of such a cell it needs what mentions any of these names. What a function in another cell does beside returning a value
+is not seen; the tests of all exercises are run this way, and would fail where that mattered.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import symtable
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 COMPREHENSIONS = {"listcomp", "setcomp", "dictcomp", "genexpr"}
 GIVING = (ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
@@ -119,7 +119,7 @@ class Flow:
 def _changed(node: ast.AST) -> Names:
     """Names whose objects are changed in place: x += 1, x[0] = 1, x.a = 1, and x.method() or f(x) for its own sake."""
     found = Names()
-    for part in ast.walk(node):
+    for part in _outside_of_functions(node):
         targets: list[ast.expr] = []
         if isinstance(part, ast.Assign):
             targets = [target for target in part.targets if isinstance(target, ast.Subscript | ast.Attribute)]
@@ -133,6 +133,13 @@ def _changed(node: ast.AST) -> Names:
             if isinstance(target, ast.Name):
                 found.add(target.id)
     return found
+
+
+def _outside_of_functions(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(node, ast.FunctionDef | ast.Lambda):
+            yield from _outside_of_functions(child)
 
 
 def _mentioned(node: ast.AST) -> Names:
