@@ -102,6 +102,9 @@ def alternative_texts(notebook: NotebookNode) -> Iterator[str]:
         for kind in output.get("data", {}):
             if kind.startswith("image/") and not output.metadata.get(kind, {}).get("alt", "").strip():
                 yield f"cell {cell.id} has a picture without alternative text: use nesskit.plots.show(…, alt=…)"
+        for image in re.findall(r"<img\b[^>]*>", output.get("data", {}).get("text/html", "")):
+            if not re.search(r'\balt="[^"]*\S', image):
+                yield f"cell {cell.id} has a picture without alternative text: use nesskit.plots.show(…, alt=…)"
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and re.search(r"!\[\s*\]\(", cell.source):
             yield f"cell {cell.id} has a picture without alternative text"
@@ -210,7 +213,8 @@ def _text(cell: NotebookNode) -> str:
 
 
 def _readable(data: NotebookNode) -> list[str]:
-    return [str(value) for kind, value in data.items() if not kind.startswith("image/") or kind == "image/svg+xml"]
+    shown = [str(value) for kind, value in data.items() if not kind.startswith("image/") or kind == "image/svg+xml"]
+    return [re.sub(r"base64,[\w+/=]+", "", text) for text in shown]  # the pixels of a picture are no text
 
 
 def _headings(notebook: NotebookNode) -> list[tuple[str, str]]:

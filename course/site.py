@@ -59,8 +59,6 @@ def page_notebook(path: Path) -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         shown = cell.metadata.setdefault("mystnb", {})
-        if words := alternative_text(cell):
-            shown["image"] = {"alt": words}
         if folded := FOLDED.get(kind_of_exercise(cell)):
             shown.update({"code_prompt_show": f"Show {folded}", "code_prompt_hide": f"Hide {folded}"})
             cell.metadata.tags = ["hide-input"]
@@ -72,12 +70,6 @@ def page_notebook(path: Path) -> NotebookNode:
     if ways:
         notebook.cells[0].source = "\n\n".join([title, *ways, rest])
     return notebook
-
-
-def alternative_text(cell: NotebookNode) -> str:
-    """What the pictures of a cell show, in words."""
-    pictures = (output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", []))
-    return " ".join(picture["alt"] for picture in pictures if "alt" in picture)
 
 
 def kind_of_exercise(cell: NotebookNode) -> str:
@@ -138,7 +130,7 @@ def on_a_slide(cell: NotebookNode) -> NotebookNode:
     """A cell as a slide shows it: of code only its picture."""
     if cell.cell_type == "code":
         cell = cell.copy()
-        cell.outputs = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        cell.outputs = [output for output in cell.outputs if "<img" in output.get("data", {}).get("text/html", "")]
         cell.metadata = {**cell.metadata, "tags": ["remove-input"]}
     return cell
 

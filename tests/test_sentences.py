@@ -208,7 +208,7 @@ def test_the_benchmark_runs_on_the_command_line(tmp_path, monkeypatch, capsys, f
 
 def test_what_the_encoder_knows_is_protected_from_the_command_line(tmp_path, monkeypatch, capsys, folder):
     monkeypatch.setenv("NESSKIT_MIRROR", clinc150(tmp_path))
-    short = ["--epochs", "10", "--network.source", folder, "--network.layers", "blocks", "--device", "cpu", "--json"]
+    short = ["--epochs", "10", "--network.source", folder, "--filter", "frobenius:0.01", "--device", "cpu", "--json"]
     runs = ["--runs", str(tmp_path / "runs")]
     kept = {}
     for protect in ("tasks", "reference"):

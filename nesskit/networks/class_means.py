@@ -36,7 +36,7 @@ class ClassMeans(TaskTensors):
         return {"class means": bytes_kept} if self.places else {}
 
 
-def means_of_classes(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def sums_by_class(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Sums (classes, features) of the features of each class, and how many (classes,) there were: to be added up."""
     sums = features.new_zeros(classes, features.shape[1]).index_add_(0, labels, features)
     return sums, labels.bincount(minlength=classes)

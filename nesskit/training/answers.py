@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nesskit.methods import Method
-from nesskit.networks.class_means import means_of_classes, nearness
+from nesskit.networks.class_means import nearness, sums_by_class
 from nesskit.networks.task_model import TaskModel
 from nesskit.streams.batches import Batch, TaskData
 from nesskit.streams.fields import Inputs
@@ -78,7 +78,7 @@ def class_means(method: Method, model: TaskModel, data: TaskData, size: int) -> 
     model.eval()
     classes = model.class_counts[data.index]
     parts = [
-        means_of_classes(method.features(model, batch.x, batch.task), batch.y, classes)
+        sums_by_class(method.features(model, batch.x, batch.task), batch.y, classes)
         for batch in data.batches(data.train, size)
     ]
     sums, counts = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))

@@ -8,7 +8,7 @@ templates_path = ["_templates"]
 
 nb_execution_mode = "off"
 nb_render_markdown_format = "gfm"
-nb_mime_priority_overrides = [("revealjs", "image/png", 10), ("revealjs", "text/markdown", 20)]
+nb_mime_priority_overrides = [("revealjs", "text/html", 10), ("revealjs", "text/markdown", 20)]
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 mathjax_path = "../../_static/mathjax/tex-chtml.js"
 
