@@ -1,6 +1,5 @@
 """What a submission may try beside answering: it reaches nothing, gets nothing, and nobody else's marks suffer."""
 
-import os
 import re
 import socket
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import nbformat
+import psutil
 import pytest
 from marks import feedback_of, points_of, read_marks
 from sandboxes import PROBLEM, SANDBOX, needs_a_sandbox
@@ -19,7 +19,18 @@ from course import CourseError, grade, sandbox
 
 pytestmark = pytest.mark.timeout(1200)
 SECONDS = 10
-SECRET = "did you square instead of doubling?"  # stands in the hidden tests alone
+# The others: make test-all.
+EVERY_DAY = {
+    "socket",
+    "neighbour",
+    "hidden tests",
+    "writes",
+    "forks",
+    "calls",
+    "the function itself",
+    "swallows",
+    "right",
+}
 RIGHT = "def double(x):\n    return 2 * x\n"
 
 
@@ -34,6 +45,16 @@ def hand_in(folder, student, notebook):
     path.parent.mkdir(parents=True)
     nbformat.write(notebook, path)
     return path
+
+
+def daily(names):
+    return [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.every) for name in names]
+
+
+def selected(request, names):
+    """Those of ``names`` that the selected tests look at."""
+    wanted = {item.callspec.params.get("student") for item in request.session.items if hasattr(item, "callspec")}
+    return {name: value for name, value in names.items() if name in wanted}
 
 
 class Place:
@@ -151,7 +172,7 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def graded(place):
+def graded(request, place):
     """Everybody in one go."""
     names = {
         "friend": str(place.friend),
@@ -160,7 +181,7 @@ def graded(place):
         "site": place.site,
         "python": (sys.prefix, sys.base_prefix),
     }
-    for student, source in ATTACKS.items():
+    for student, source in selected(request, ATTACKS).items():
         source = source.replace("{place.server.getsockname}[1]", str(place.server.getsockname()[1]))
         for name, value in names.items():
             source = source.replace(f"{{{name}!r}}", "*" * (name == "python") + repr(value))
@@ -171,7 +192,7 @@ def graded(place):
 
 
 @needs_a_sandbox
-@pytest.mark.parametrize("student", ATTACKS)
+@pytest.mark.parametrize("student", daily(ATTACKS))
 def test_an_attack_costs_its_exercise_and_nothing_else(graded, student):
     row = read_marks(graded)[student, NAME]
     assert (points_of(row), row["note"]) == ([0, 3], "")
@@ -184,7 +205,7 @@ def test_an_attack_costs_its_exercise_and_nothing_else(graded, student):
 def test_everyone_elses_marks_and_files_are_unharmed(graded, place):
     assert points_of(read_marks(graded)["friend", NAME]) == [2, 3]
     assert "my own idea" in place.friend.read_text()
-    assert len(read_marks(graded)) == len(ATTACKS) + 1
+    assert len(read_marks(graded)) == len(list((place.folder / "in").iterdir()))
 
 
 @needs_a_sandbox
@@ -193,15 +214,16 @@ def test_nothing_was_reached(graded, place):
         place.server.accept()
     assert not place.outside.exists()
     assert not Path(place.site, "broken.pth").exists()
-    for student in ATTACKS:
-        text = (graded.parent / "feedback" / student / LEVEL / f"{NAME}.html").read_text()
-        assert "my own idea" not in text
+    pages = [page for page in graded.parent.glob("feedback/*/*/*.html") if page.parts[-3] != "friend"]
+    assert pages
+    for page in pages:
+        assert "my own idea" not in page.read_text(encoding="utf-8")
 
 
 @needs_a_sandbox
 def test_no_process_is_left_behind(graded, place):
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert not [line for line in listed.splitlines() if line.startswith("bwrap") and str(os.getpid()) in line]
+    ours = [process for process in psutil.Process().children(recursive=True) if process.name() in ("bwrap", "sleep")]
+    assert not [process for process in ours if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @needs_a_sandbox
@@ -254,7 +276,7 @@ def test_a_sandbox_that_takes_too_much_is_ended_as_a_whole(tmp_path, monkeypatch
 def _safely(children):
     try:
         return children(recursive=True)
-    except sandbox.psutil.NoSuchProcess:
+    except psutil.NoSuchProcess:
         return []
 
 
@@ -324,7 +346,7 @@ HONEST = {
 
 
 @pytest.fixture(scope="module")
-def cheated(tmp_path_factory):
+def cheated(request, tmp_path_factory):
     """A course whose hidden test of the second exercise has its truth from the library, and those who cheat in it."""
     folder = tmp_path_factory.mktemp("cheated")
     notebook = small_notebook()
@@ -335,15 +357,14 @@ def cheated(tmp_path_factory):
     imports = next(cell for cell in notebook.cells if cell.id == "imports")
     imports.source = "import math\nimport numpy as np\nA = np.array([[90, np.nan], [70, 95]])"
     source = write_course(folder, notebook)
-    for student, answer in (CHEATS | HONEST).items():
-        own = nbformat.from_dict(notebook)
-        own = nbformat.reads(nbformat.writes(own), as_version=4)
+    for student, answer in selected(request, CHEATS | HONEST).items():
+        own = nbformat.reads(nbformat.writes(notebook), as_version=4)
         cell(own, "answer-01-2").source = answer
         hand_in(folder / "in", student, own)
     return grade.grade(folder / "in", folder / "out", source, seconds=SECONDS, sandbox=SANDBOX)
 
 
-@pytest.mark.parametrize("student", CHEATS)
+@pytest.mark.parametrize("student", daily(CHEATS))
 def test_the_librarys_answer_is_no_answer(cheated, student):
     assert points_of(read_marks(cheated)[student, NAME]) == [2, 0]
     page = cheated.parent / "feedback" / student / LEVEL / f"{NAME}.html"
@@ -352,7 +373,7 @@ def test_the_librarys_answer_is_no_answer(cheated, student):
         assert "Exercise 01.2 is to be written with numpy and torch, without nesskit: " in said
 
 
-@pytest.mark.parametrize("student", HONEST)
+@pytest.mark.parametrize("student", daily(HONEST))
 def test_an_own_answer_gets_its_points_where_the_test_asks_the_library(cheated, student):
     assert points_of(read_marks(cheated)[student, NAME]) == [2, 3]
 
