@@ -25,7 +25,7 @@ from nbformat.v4 import new_code_cell, new_output
 from nbgrader.preprocessors import Execute as NbgraderExecute
 from nbgrader.utils import is_grade
 
-from course.closed import checksum
+from course.closed import REFUSED, checksum
 from course.feedback import page_of, to_html
 from course.levels import answer_cells, grade_id
 from course.needed import needed
@@ -158,6 +158,8 @@ class Execute(NbgraderExecute):
         token = secrets.token_hex(16)
         _, found, refused = self._aside(f"{GUARD}.end({token!r}, {_exercise(test)!r})", index).partition(token)
         sentences = json.loads(refused) if found else ["The kernel was changed so that tests cannot be trusted."]
+        sentences += [output.data[REFUSED] for output in test.outputs if REFUSED in output.get("data", {})]
+        test.outputs = [output for output in test.outputs if REFUSED not in output.get("data", {})]
         if sentences and not any(sentences[0] in output.get("evalue", "") for output in test.outputs):
             test.outputs.append(new_output("error", ename="ClosedError", evalue=sentences[0], traceback=sentences[:1]))
 

@@ -26,6 +26,7 @@ TOOLS = ("builtins", "numpy", "numpy.linalg", "torch", "torch.linalg")  # what t
 KNOWN = (types.BuiltinFunctionType, type, types.FunctionType)
 HANDED_OVER = ("nesskit.networks", "nesskit.streams")  # methods of their objects stay open
 STARTS = ("os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.system", "subprocess.Popen")
+REFUSED = "application/vnd.grading.refused"
 SPAWNS = "spawnv_passfds"
 WRAPPED = ("__wrapped__", "__func__", "__self__", "func", "pyfunc")
 
@@ -43,7 +44,7 @@ class Guard:
     """
 
     def __init__(self, shell: Any) -> None:
-        self.shell = shell
+        self.shell, self.publish = shell, shell.display_pub.publish
         found = importlib.util.find_spec("nesskit")
         self.library = str(Path(found.origin).parent) + os.sep if found and found.origin else ""
         self.cells: dict[str, str] = {}  # of every cell that was run: name of its code → checksum of its source
@@ -142,6 +143,7 @@ class Guard:
     def _refuse(self, what: str, raised: bool = True) -> None:
         sentence = f"Exercise {self.exercise} is to be written with numpy and torch, without nesskit: {what}."
         self.refused.append(sentence)
+        self.publish({REFUSED: sentence})  # at once: what has left the kernel, nobody in it takes back
         if raised:
             raise ClosedError(sentence)
 

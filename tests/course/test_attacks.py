@@ -325,6 +325,17 @@ CHEATS = {
     "caught": USES.format(
         body="\n    ".join(["try:", "    nesskit.forgetting(A)", "except Exception: pass", "return sum(values)"])
     ),
+    "erases": "import course.closed\n"
+    + USES.format(
+        body="\n    ".join(
+            [
+                "try:",
+                "    nesskit.forgetting(A)",
+                "except Exception: course.closed.guard.refused.clear()",
+                "return sum(values)",
+            ]
+        )
+    ),
     "in a thread": "import threading\n"
     + USES.format(
         body="t = threading.Thread(target=nesskit.forgetting, args=(A,)); t.start(); t.join(); return sum(values)"
