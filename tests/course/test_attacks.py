@@ -16,6 +16,7 @@ from sandboxes import PROBLEM, SANDBOX, needs_a_sandbox
 from small_course import LEVEL, NAME, cell, small_notebook, write_course
 
 from course import CourseError, grade, sandbox
+from course.levels import NOTEBOOKS
 
 pytestmark = pytest.mark.timeout(1200)
 SECONDS = 10
@@ -387,6 +388,30 @@ def test_the_librarys_answer_is_no_answer(cheated, student):
 @pytest.mark.parametrize("student", daily(HONEST))
 def test_an_own_answer_gets_its_points_where_the_test_asks_the_library(cheated, student):
     assert points_of(read_marks(cheated)[student, NAME]) == [2, 3]
+
+
+@needs_a_sandbox
+@pytest.mark.every
+def test_an_exercise_of_the_course_is_not_won_by_the_library_or_by_the_solution_in_the_checkout(tmp_path):
+    """Notebook 01: both would be right in every digit."""
+    (path,) = NOTEBOOKS.glob("1_foundations/01_*.ipynb")
+    answers = {
+        "library": "def forgetting(A):\n    return nesskit.forgetting(A)\n",
+        "checkout": f"""import json
+for one in json.load(open({str(path)!r}))["cells"]:
+    if one["metadata"].get("nbgrader", {{}}).get("grade_id") == "answer-01-3":
+        exec("".join(one["source"]))
+""",
+    }
+    for student, answer in answers.items():
+        notebook = nbformat.read(path, as_version=4)
+        cell(notebook, "answer-01-3").source = answer
+        copy = tmp_path / "in" / student / "1_foundations" / path.name
+        copy.parent.mkdir(parents=True)
+        nbformat.write(notebook, copy)
+    table = grade.grade(tmp_path / "in", tmp_path / "out")
+    for student in answers:
+        assert points_of(read_marks(table)[student, path.stem]) == [2, 2, 0]
 
 
 def test_the_reason_for_a_missing_sandbox_is_one_sentence():
