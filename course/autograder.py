@@ -85,7 +85,9 @@ class Execute(NbgraderExecute):
 
     def create_kernel_manager(self) -> SandboxedKernel:
         """A kernel behind walls."""
-        folder = Path(tempfile.mkdtemp(prefix="k"))
+        folder = Path(
+            tempfile.mkdtemp(prefix="k", dir=self.work.folder.parent)
+        )  # the address of a socket must be short
         self.km = SandboxedKernel(
             kernel_name=self.kernel_name,
             sandbox=self.work.sandbox,

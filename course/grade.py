@@ -132,7 +132,7 @@ def _folder(path: Path) -> Path:
 def _run_apart(work: Work) -> None:
     """Grade a notebook in a process of its own; where its time is up, it ends and has failed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["course.grade"])
+    context.set_forkserver_preload(["course.autograder", "course.release"])
     process = context.Process(target=run, args=(work,))
     process.start()
     cells = len(nbformat.read(work.submitted, as_version=4).cells)

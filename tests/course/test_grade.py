@@ -200,6 +200,7 @@ def test_the_teacher_is_told(grades, said):
     unknown = "not graded, since the course has no such notebook"
     assert f"misnamed: {unknown}: {LEVEL}/{NAME} (1).ipynb (did you mean {LEVEL}/{NAME}.ipynb?)" in said
     assert f"misplaced: {unknown}: {NAME}.ipynb (did you mean {LEVEL}/{NAME}.ipynb?)" in said
+    assert "nothing: 0 of 0 points (1 of 1 notebooks not handed in)" in said  # only what was handed in counts
 
 
 @pytest.mark.every
