@@ -5,10 +5,13 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # A folder of wheels, made by make wheelhouse, to install from without internet: make setup WHEELHOUSE=wheelhouse
 WHEELHOUSE ?=
-# Where make student writes, what make grade reads and where it writes
+# Where make student writes, what make grade reads and where it writes, and what keeps students' code in (or none)
 STUDENT ?= dist/student
 SUBMITTED ?=
 GRADES ?= grades
+SANDBOX ?= bubblewrap
+# make release SOLUTIONS=1: the notebooks with solutions, for students after the deadline
+SOLUTIONS ?=
 # Where make site writes
 SITE ?= dist/site
 
@@ -27,7 +30,7 @@ WORKERS := -n 2 --ignore=tests/browser
 NBVAL := $(PYTEST) -n 2 --dist loadfile --nbval --nbval-sanitize-with course/sanitize.cfg -p no:cacheprovider notebooks
 TIMES := .pytest_cache/times
 
-.PHONY: help setup demo test test-quick test-all test-rest test-browser test-notebooks bench lab explorer student grade wheelhouse site dist clean
+.PHONY: help setup demo test test-quick test-all test-rest test-browser test-notebooks bench lab explorer student release grade wheelhouse site dist clean
 
 help:
 	@echo "make demo      see NESS remember what fine-tuning forgets (about a minute after installation)"
@@ -39,7 +42,8 @@ help:
 	@echo "make test-all  also every notebook's exercises and every notebook in the browser, with other threads too"
 	@echo "make bench     measure speed here and append a line to data/results/speed.jsonl; QUICK=1 takes minutes"
 	@echo "make student   the notebooks for students, without solutions, in $(STUDENT)"
-	@echo "make grade SUBMITTED=<folder>  grade what students hand in (this runs their code)"
+	@echo "make release SOLUTIONS=1  after the deadline: the notebooks with solutions, in dist/solutions"
+	@echo "make grade SUBMITTED=<folder>  grade what students hand in, in a sandbox (needs bubblewrap, or SANDBOX=none)"
 	@echo "make wheelhouse  every package in one folder, for a classroom without internet"
 	@echo "make site      course, API, architecture and results as one static site in $(SITE)"
 	@echo "make dist      what a release consists of, in dist/: a source distribution and a wheel"
@@ -104,9 +108,12 @@ bench: $(INSTALLED)
 student: $(INSTALLED)
 	$(BIN)/python -m course.release '$(STUDENT)'
 
+release: $(INSTALLED)
+	$(BIN)/python -m course.release $(if $(SOLUTIONS),--solutions,'$(STUDENT)')
+
 grade: $(INSTALLED)
 	@test -n '$(SUBMITTED)' || { echo "Error: name the folder with <student>/<level>/<notebook>.ipynb: make grade SUBMITTED=<folder>."; exit 2; }
-	$(BIN)/python -m course.grade '$(SUBMITTED)' '$(GRADES)'
+	$(BIN)/python -m course.grade --sandbox '$(SANDBOX)' '$(SUBMITTED)' '$(GRADES)'
 
 # For this kind of machine and Python. torch first, as above; an old build must not slip into the library's wheel.
 wheelhouse: $(INSTALLED)

@@ -1,7 +1,8 @@
 """Write what students get: python -m course.release [FOLDER], by default dist/student.
 
 A folder per level with the notebooks without solutions, hidden tests and outputs; the explorer, recorded results, the
-library as a wheel, and a README. What somebody else has put or changed in the folder is never overwritten.
+library as a wheel, and a README. After the deadline, with ``--solutions``, the notebooks with solutions and outputs, by
+default in dist/solutions. What somebody else has put or changed in the folder is never overwritten.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -34,8 +36,10 @@ from course.levels import NOTEBOOKS, graded_cells, levels
 
 ROOT = Path(__file__).parent.parent
 STUDENT = ROOT / "dist" / "student"
+SOLUTIONS = ROOT / "dist" / "solutions"
 MAY_FAIL = "raises-exception"  # what Jupyter goes on after: a wrong answer does not stop Run All
 MANIFEST = ".release.json"  # path and SHA-256 of every file that a release wrote
+MARKER = re.compile(r"^ *### (BEGIN|END) SOLUTION\n?", re.MULTILINE)
 STEPS = (
     LockCells,
     ClearSolutions,
@@ -53,26 +57,48 @@ def student_version(path: Path) -> NotebookNode:
     Raises:
         CourseError: its exercises are not well-formed; says which notebook and why.
     """
-    notebook = nbformat.read(path, as_version=4)
-    resources: dict[str, Any] = {}
-    try:
-        for step in STEPS:
-            notebook, resources = step().preprocess(notebook, resources)
-    except Exception as error:  # nbgrader raises anything from RuntimeError to its own
-        raise CourseError(f"{path}: {error}") from error
-    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook = _prepared(path, STEPS)
     for cell in graded_cells(notebook):
         cell.metadata.tags = [MAY_FAIL]
     return notebook
 
 
-def release(target: Path = STUDENT, source: Path = NOTEBOOKS, wheel: bool = True) -> list[Path]:
-    """Write the student release of the notebooks in ``source`` to ``target``; returns the notebooks in it.
+def solved_version(path: Path) -> NotebookNode:
+    """The notebook at ``path`` with solutions and outputs, for students after the deadline; hidden tests stay hidden.
+
+    Raises:
+        CourseError: its exercises are not well-formed; says which notebook and why.
+    """
+    student_version(path)
+    notebook = _prepared(path, (ClearHiddenTests, ClearMarkScheme))
+    for cell in notebook.cells:
+        cell.source = MARKER.sub("", cell.source).rstrip()
+        cell.metadata.pop("nbgrader", None)
+    return notebook
+
+
+def _prepared(path: Path, steps: tuple[type, ...]) -> NotebookNode:
+    notebook = nbformat.read(path, as_version=4)
+    resources: dict[str, Any] = {}
+    try:
+        for step in steps:
+            notebook, resources = step().preprocess(notebook, resources)
+    except Exception as error:  # nbgrader raises anything from RuntimeError to its own
+        raise CourseError(f"{path}: {error}") from error
+    notebook.metadata = nbformat.from_dict(METADATA)
+    return notebook
+
+
+def release(
+    target: Path = STUDENT, source: Path = NOTEBOOKS, wheel: bool = True, solutions: bool = False
+) -> list[Path]:
+    """Write the release of the notebooks in ``source`` for students to ``target``; returns the notebooks in it.
 
     Args:
         target: a folder that does not exist, is empty, or holds nothing but an earlier release.
         source: the folder of the levels.
         wheel: whether the library goes along, built from this checkout.
+        solutions: whether solutions and outputs stay in, which is for after the deadline.
 
     Raises:
         CourseError: there are no notebooks, one is not well-formed, or ``target`` holds somebody's work.
@@ -88,7 +114,7 @@ def release(target: Path = STUDENT, source: Path = NOTEBOOKS, wheel: bool = True
         for path in notebooks:
             copy = fresh / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(student_version(path), copy)
+            nbformat.write(solved_version(path) if solutions else student_version(path), copy)
         shutil.copy(Path(__file__).with_name("student.md"), fresh / "README.md")
         shutil.copy(ROOT / "constraints.txt", fresh)
         shutil.copytree(ROOT / "data" / "results", fresh / "data" / "results")
@@ -138,13 +164,15 @@ def _build_wheel(folder: Path) -> None:
 def main() -> None:
     """Write the student release to the folder that is named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m course.release", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=STUDENT)
-    folder = parser.parse_args().folder
+    parser.add_argument("folder", nargs="?", type=Path, help="by default dist/student or dist/solutions")
+    parser.add_argument("--solutions", action="store_true", help="with solutions and outputs: after the deadline")
+    arguments = parser.parse_args()
+    solutions, folder = arguments.solutions, arguments.folder or (SOLUTIONS if arguments.solutions else STUDENT)
     try:
-        notebooks = release(folder)
+        notebooks = release(folder, solutions=solutions)
     except CourseError as error:
         sys.exit(f"Error: {error}.")
-    print(f"{len(notebooks)} notebooks for students in {folder}", file=sys.stderr)
+    print(f"{len(notebooks)} notebooks {'with solutions ' * solutions}for students in {folder}", file=sys.stderr)
 
 
 if __name__ == "__main__":

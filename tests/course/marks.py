@@ -19,6 +19,5 @@ def points_of(row):
 def feedback_of(path, grade_id):
     """The text that a student sees in and under a test cell."""
     text = path.read_text(encoding="utf-8")
-    (start,) = [found.end() for found in re.finditer(f'<a name="{grade_id}"></a>', text)]
-    end = text.find('<div class="cell ', start)
-    return html.unescape(re.sub("<[^>]+>", "", text[start : end if end > 0 else None]))
+    (start,) = [found.end() for found in re.finditer(f'<section class="graded [a-z]+" id="{grade_id}">', text)]
+    return html.unescape(re.sub("<[^>]+>", "", text[start : text.index("</section>", start)]))

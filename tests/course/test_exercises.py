@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from marks import feedback_of, points_of, read_marks
+from sandboxes import SANDBOX
 
 from course.grade import grade
 from course.guards import HIDDEN
@@ -121,7 +122,7 @@ def graded(path, outcomes, tmp_path_factory):
             copy = folder / "submitted" / student / level / path.name
             copy.parent.mkdir(parents=True)
             nbformat.write(notebook, copy)
-        outcomes[path] = Outcome(grade(folder / "submitted", folder / "grades", folder / "source"))
+        outcomes[path] = Outcome(grade(folder / "submitted", folder / "grades", folder / "source", sandbox=SANDBOX))
     return outcomes[path]
 
 

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from marks import feedback_of, points_of, read_marks
 from nbformat.v4 import new_code_cell
+from sandboxes import SANDBOX
 from small_course import LEVEL, NAME, cell, small_notebook, write_course
 
 from course import CourseError, grade
@@ -140,7 +141,8 @@ def said():
 
 @pytest.fixture(scope="module")
 def grades(tmp_path_factory, course, submitted, said):
-    return grade.grade(submitted, tmp_path_factory.mktemp("grades") / "first", course, seconds=SECONDS)
+    target = tmp_path_factory.mktemp("grades") / "first"
+    return grade.grade(submitted, target, course, seconds=SECONDS, sandbox=SANDBOX)
 
 
 def feedback(grades, student, test="test-01-1"):
@@ -198,6 +200,7 @@ def test_the_teacher_is_told(grades, said):
     unknown = "not graded, since the course has no such notebook"
     assert f"misnamed: {unknown}: {LEVEL}/{NAME} (1).ipynb (did you mean {LEVEL}/{NAME}.ipynb?)" in said
     assert f"misplaced: {unknown}: {NAME}.ipynb (did you mean {LEVEL}/{NAME}.ipynb?)" in said
+    assert "nothing: 0 of 0 points (1 of 1 notebooks not handed in)" in said  # only what was handed in counts
 
 
 @pytest.mark.every
@@ -208,7 +211,7 @@ def test_marks_are_kept_and_newcomers_graded(grades, tmp_path, course, empty, sa
     nbformat.write(empty, _in(tmp_path / "late" / "perfect"))
     nbformat.write(small_notebook(), _in(tmp_path / "late" / "newcomer"))
     before = (target / "grades.csv").read_text()
-    path = grade.grade(tmp_path / "late", target, course, seconds=SECONDS)
+    path = grade.grade(tmp_path / "late", target, course, seconds=SECONDS, sandbox=SANDBOX)
     assert path.read_text().startswith(before)
     assert points_of(read_marks(path)["newcomer", NAME]) == FULL
     assert points_of(read_marks(path)["perfect", NAME]) == FULL
@@ -217,10 +220,10 @@ def test_marks_are_kept_and_newcomers_graded(grades, tmp_path, course, empty, sa
 
 @pytest.mark.every
 def test_a_grader_that_dies_is_told_with_its_log(tmp_path, course, said):
-    """A student's code may end the grading process itself: only his marks are lost."""
+    """Without a sandbox a student's code may end the grading process itself: only his marks are lost."""
     nbformat.write(answered("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"), _in(tmp_path / "in" / "foe"))
     nbformat.write(small_notebook(), _in(tmp_path / "in" / "friend"))
-    path = grade.grade(tmp_path / "in", tmp_path / "out", course, seconds=SECONDS)
+    path = grade.grade(tmp_path / "in", tmp_path / "out", course, seconds=SECONDS, sandbox="none")
     marks = read_marks(path)
     assert points_of(marks["friend", NAME]) == FULL
     assert (points_of(marks["foe", NAME]), marks["foe", NAME]["note"]) == ([0, 0], FAILED)
@@ -239,16 +242,16 @@ def test_foreign_marks_are_not_touched(tmp_path, course):
     nbformat.write(small_notebook(), _in(tmp_path / "in" / "anna"))
     (tmp_path / "grades.csv").write_text("name,mark\nanna,1\n")
     with pytest.raises(CourseError, match=r"grades\.csv has other columns than this course"):
-        grade.grade(tmp_path / "in", tmp_path, course)
+        grade.grade(tmp_path / "in", tmp_path, course, sandbox=SANDBOX)
     assert (tmp_path / "grades.csv").read_text() == "name,mark\nanna,1\n"
 
 
 def test_nobody_to_grade_and_nothing_to_grade_by(tmp_path, course, monkeypatch):
     with pytest.raises(CourseError, match="no student's folder"):
-        grade.grade(tmp_path, tmp_path, course)
+        grade.grade(tmp_path, tmp_path, course, sandbox=SANDBOX)
     (tmp_path / "anna").mkdir()
     with pytest.raises(CourseError, match="no folder of a level"):
-        grade.grade(tmp_path, tmp_path, tmp_path)
+        grade.grade(tmp_path, tmp_path, tmp_path, sandbox=SANDBOX)
     monkeypatch.setattr(sys, "argv", ["grade", str(tmp_path / "nowhere")])
     with pytest.raises(SystemExit, match=r"^Error: .*no student's folder.*\.$"):
         grade.main()

@@ -72,7 +72,17 @@ def test_a_wheelhouse_holds_what_setup_installs_and_builds_with(tmp_path):
 @pytest.mark.parametrize(("arguments", "folder"), [([], "'grades'"), (["GRADES=of may"], "'of may'")])
 def test_grading_takes_folders_with_spaces(tmp_path, arguments, folder):
     lines = commands(tmp_path, "grade", "SUBMITTED=handed in", *arguments)
-    assert lines[-1].endswith(f"-m course.grade 'handed in' {folder}")
+    assert lines[-1].endswith(f"-m course.grade --sandbox 'bubblewrap' 'handed in' {folder}")
+
+
+def test_grading_without_a_sandbox_must_be_said(tmp_path):
+    lines = commands(tmp_path, "grade", "SUBMITTED=in", "SANDBOX=none")
+    assert lines[-1].endswith("-m course.grade --sandbox 'none' 'in' 'grades'")
+
+
+@pytest.mark.parametrize(("arguments", "end"), [([], "'dist/student'"), (["SOLUTIONS=1"], "--solutions")])
+def test_solutions_are_released_only_when_asked_for(tmp_path, arguments, end):
+    assert commands(tmp_path, "release", *arguments)[-1].endswith(f"-m course.release {end}")
 
 
 def test_notebooks_are_run_again_with_other_threads_and_instructions(tmp_path):

@@ -13,7 +13,7 @@ from small_course import LEVEL, NAME, cell, small_notebook, write_course
 
 from course import CourseError
 from course.levels import NOTEBOOKS, all_notebooks, graded_cells, levels
-from course.release import MANIFEST, main, release, student_version
+from course.release import MANIFEST, main, release, solved_version, student_version
 
 REGION = re.compile(r"BEGIN (SOLUTION|HIDDEN TESTS)\n(.*?)\n[^\n]*END \1", re.DOTALL)
 
@@ -22,10 +22,13 @@ def secret_lines(notebook):
     """Lines of solutions and of hidden tests; of these without those that also stand in the open, in a visible test."""
     sources = [cell.source for cell in notebook.cells]
     public = {line.strip() for source in sources for line in REGION.sub("", source).splitlines()}
-    secret = {"SOLUTION": set(), "HIDDEN TESTS": set()}
-    for kind, text in (found.groups() for source in sources for found in REGION.finditer(source)):
-        secret[kind] |= {line.strip() for line in text.splitlines() if re.search(r"\w", line)}
-    return secret["SOLUTION"] | (secret["HIDDEN TESTS"] - public)
+    return secret_lines_of(notebook, "SOLUTION") | (secret_lines_of(notebook, "HIDDEN TESTS") - public)
+
+
+def secret_lines_of(notebook, kind):
+    """Lines between the markers of one kind."""
+    found = [region for cell in notebook.cells for region in REGION.finditer(cell.source) if region[1] == kind]
+    return {line.strip() for region in found for line in region[2].splitlines() if re.search(r"\w", line)}
 
 
 @pytest.fixture
@@ -74,6 +77,27 @@ def test_the_whole_release_of_the_course(tmp_path):
     with zipfile.ZipFile(folder / wheel) as archive:
         assert {name.split("/")[0].split("-")[0] for name in archive.namelist()} == {"nesskit"}
     release(folder)  # once more, over itself
+
+
+@pytest.mark.parametrize("path", all_notebooks(), ids=lambda path: path.stem)
+def test_after_the_deadline_solutions_are_released_with_outputs_but_hidden_tests_are_not(path):
+    source, solved = nbformat.read(path, as_version=4), solved_version(path)
+    nbformat.validate(solved)
+    hidden = {line for line in secret_lines(source) if line not in secret_lines_of(source, "SOLUTION")}
+    lines = {line.strip() for cell in solved.cells for line in cell.source.splitlines()}
+    assert secret_lines_of(source, "SOLUTION") <= lines
+    assert not hidden & lines
+    assert not re.search("BEGIN SOLUTION|END SOLUTION|HIDDEN|NotImplementedError", json.dumps(solved))
+    outputs = [[cell.get("outputs") for cell in notebook.cells] for notebook in (source, solved)]
+    assert outputs[0] == outputs[1]
+
+
+def test_a_release_with_solutions_runs_through(course, tmp_path):
+    (path,) = release(tmp_path / "solutions", course, wheel=False, solutions=True)
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, kernel_name="python3").execute()
+    printed = [output.text for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert printed == ["Exercise 01.1 passed\n", "2\n", "Exercise 01.2 passed\n"]
 
 
 def test_visible_tests_ask_for_an_answer(course, tmp_path):
