@@ -10,6 +10,8 @@ imported only when something is computed.
 import argparse
 import dataclasses
 import json
+import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -82,12 +84,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _print_warning
     try:
-        with registry:
-            _dispatch(arguments)
+        try:
+            with registry:
+                _dispatch(arguments)
+        finally:
+            sys.stdout.flush()  # when Python ends it is too late to answer an error
     except NesskitError as error:
         sys.exit(f"nesskit: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when Python ends
+        sys.exit(141)  # as of a command that the system ends, because ``head`` has seen enough
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed any more."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # errors are told in any case
+    return bool(output.poll(0))
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -196,3 +196,13 @@ def test_missing_data_is_answered_with_the_three_ways_to_get_it(tmp_path):
         assert done.stderr.startswith("nesskit: split-cifar100 needs the file 'cifar-100-binary.tar.gz'")
         assert "Three ways to get it" in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", ["list", "run permuted-digits --help"])
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "nesskit", *arguments.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
