@@ -28,6 +28,7 @@ from nesskit.widgets.run_time import Stopwatch
 
 DEVICES = (("automatic: a GPU if there is one", "auto"), ("CPU", "cpu"), ("GPU (CUDA)", "cuda"))
 WIDE = {"description_width": "4.5em"}
+MOST_EPOCHS = 100_000
 
 
 class RunPanel(LiveWidget):
@@ -126,14 +127,13 @@ class RunPanel(LiveWidget):
             value=", ".join(str(seed) for seed in seeds),
             continuous_update=False,
         )
-        self.epochs = control(
-            widgets.BoundedIntText,
+        self.epochs = control(  # text, as a field of numbers makes 3 of 3.7 and 1 of 1e9 without a word
+            widgets.Text,
             "epochs",
-            "Epochs per task, at most",
+            f"Epochs per task at most, a whole number from 1 to {MOST_EPOCHS}",
             "16em",
-            value=first.training.epochs,
-            min=1,
-            max=100_000,
+            value=str(first.training.epochs),
+            continuous_update=False,
         )
         self.start_button = widgets.Button(description="Start", icon="play", button_style="primary")
         self.start_button.on_click(lambda _: self.start())
@@ -160,10 +160,9 @@ class RunPanel(LiveWidget):
         Raises:
             NesskitError: it makes no sense.
         """
-        return [
-            configure(self.benchmark.name, self.method.value, self.preset.value, seed, epochs=self.epochs.value)
-            for seed in _seeds(self.seeds.value)
-        ]
+        chosen = self.benchmark.name, self.method.value, self.preset.value
+        epochs = _epochs(self.epochs.value)
+        return [configure(*chosen, seed, epochs=epochs) for seed in _seeds(self.seeds.value)]
 
     def finished_runs(self) -> list[Run]:
         """The finished ones among the runs that are chosen."""
@@ -257,8 +256,8 @@ class RunPanel(LiveWidget):
         before = self._full_epochs
         full = configure(self.benchmark.name, self.method.value, self.preset.value).training.epochs
         self._full_epochs = full
-        if self.epochs.value == before != full:
-            self.epochs.value = full  # comes back here
+        if self.epochs.value == str(before) != str(full):
+            self.epochs.value = str(full)  # comes back here
             return
         self._problem = ""
         self._show()
@@ -276,7 +275,7 @@ class RunPanel(LiveWidget):
         self.start_button.tooltip = _why_not_start(self.running, self.missing, wanted)
         self.fetch_button.layout.display = "" if self.missing else "none"
         self.fetch_button.disabled = busy
-        say(self._summary, self.benchmark.presets[self.preset.value].summary + self._reduced(), "Preset:")
+        say(self._summary, self.benchmark.presets[self.preset.value].summary + self._reduced(wanted), "Preset:")
         say(self._time, self._time_text(wanted, device), "Time:")
         if self._fetching is not None:
             say(self._notice, "this may take minutes.", "Getting the data:")
@@ -285,9 +284,9 @@ class RunPanel(LiveWidget):
             say(self._notice, problem or self.missing, "The data is missing:" if self.missing and not problem else "")
         self._table.value = self._rows(wanted)
 
-    def _reduced(self) -> str:
+    def _reduced(self, wanted: Sequence[RunSettings]) -> str:
         full = self._full_epochs
-        if self.epochs.value >= full:
+        if not wanted or wanted[0].training.epochs >= full:
             return "."
         return (
             f". With fewer than its {full} epochs a task this is a reduced run, not to be set beside published results."
@@ -312,7 +311,7 @@ class RunPanel(LiveWidget):
         most = " at most (tasks may end early)" if wanted[0].training.lr_patience else ""
         runs = f"{len(wanted)} runs of" if len(wanted) > 1 else "a run of"
         return (
-            f"{time_left(seconds)}{most} on {where} for {runs} {speed.tasks} tasks, {self.epochs.value} epochs each, "
+            f"{time_left(seconds)}{most} on {where} for {runs} {speed.tasks} tasks, {wanted[0].training.epochs} epochs each, "
             f"judging {speed.source}."
         )
 
@@ -393,6 +392,14 @@ def _seeds(text: str) -> list[int]:
     if not words or not all(word.isdecimal() for word in words):
         raise SettingsError(f"seeds must be whole numbers with commas between them, such as 1, 2, 3, got '{text}'")
     return list(dict.fromkeys(int(word) for word in words))
+
+
+def _epochs(text: str) -> int:
+    """``20`` as a number."""
+    word = text.strip()
+    if not (word.isascii() and word.isdecimal() and 1 <= int(word) <= MOST_EPOCHS):
+        raise SettingsError(f"epochs must be a whole number from 1 to {MOST_EPOCHS}, such as 20, got '{text}'")
+    return int(word)
 
 
 def _left(now: Snapshot) -> float:
