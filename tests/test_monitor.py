@@ -3,9 +3,11 @@
 import asyncio
 import html
 import json
+import os
 import re
 import shutil
 import time
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -259,6 +261,17 @@ def test_a_run_that_says_it_is_running_without_a_process_was_interrupted(folder)
         assert monitor.snapshot.status == "stopping"
         assert "stop after this epoch" in said(monitor._status)
     assert not is_worked_on(folder)
+
+
+def test_a_running_one_says_when_it_was_last_heard(folder):
+    change_record(folder, status="running")
+    heard = datetime(2026, 3, 4, 5, 6, 7)
+    os.utime(folder / "events.jsonl", (heard.timestamp(), heard.timestamp()))
+    with RunFolder(folder).locked():
+        monitor = RunMonitor(folder)
+        assert said(monitor._status).startswith("Running: ")
+        assert said(monitor._status).endswith(". Last heard at 05:06:07.")
+    assert "heard" not in RunMonitor(folder).snapshot.message  # interrupted: that is not news
 
 
 def test_a_failed_run_shows_why(folder):

@@ -1,36 +1,20 @@
-"""What widgets share: figures, lines of text that are read out, and looking again and again at what goes on."""
+"""What widgets share: still pictures, lines of text that are read out, and looking again and again at what goes on."""
 
 from __future__ import annotations
 
 import asyncio
 import html
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 
-from nesskit.plots import picture_html, style
-from nesskit.widgets.canvas import LiveCanvas
-
-DPI = 100
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, unknown to pyplot: no notebook shows it a second time."""
-    with style():
-        return Figure((width, height), dpi=DPI)
-
-
-def live_canvas(figure: Figure, moving: Iterable[Artist] = ()) -> LiveCanvas:
-    """The widget that shows ``figure``; ``moving`` as in :class:`LiveCanvas`."""
-    canvas = LiveCanvas(figure, moving)
-    canvas.add_class("nk-canvas")
-    return canvas
+from nesskit.plots import picture_html
+from nesskit.widgets.picture import DPI
 
 
 def picture_bundle(bundle: dict[str, Any], text: str, alt: str, png: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -43,9 +27,12 @@ def picture_bundle(bundle: dict[str, Any], text: str, alt: str, png: bytes) -> t
 
 def stacked(figures: Sequence[Figure]) -> bytes:
     """Equally wide figures, one below the other, as one PNG."""
-    picture = io.BytesIO()
-    imsave(picture, np.concatenate([_pixels(figure) for figure in figures]))
-    return picture.getvalue()
+    return _joined(figures, axis=0)
+
+
+def beside(figures: Sequence[Figure]) -> bytes:
+    """Equally high figures, one beside the other, as one PNG."""
+    return _joined(figures, axis=1)
 
 
 def text_line(css_class: str) -> widgets.HTML:
@@ -93,6 +80,12 @@ class LiveWidget(widgets.VBox):
             except Exception as error:  # a task would swallow it
                 say(notice, f"{type(error).__name__}: {error}", "This view has failed:")
                 raise
+
+
+def _joined(figures: Sequence[Figure], axis: int) -> bytes:
+    picture = io.BytesIO()
+    imsave(picture, np.concatenate([_pixels(figure) for figure in figures], axis))
+    return picture.getvalue()
 
 
 def _pixels(figure: Figure) -> np.ndarray:

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,8 @@ from nesskit.runs import metrics
 from nesskit.runs.folder import STOP, RunFolder
 from nesskit.runs.record import EpochRecord, Run
 from nesskit.settings import RunSettings
-from nesskit.widgets.live import LiveWidget, live_canvas, new_figure, picture_bundle, say, stacked, text_line
+from nesskit.widgets.live import LiveWidget, beside, picture_bundle, say, text_line
+from nesskit.widgets.picture import DPI, LivePicture, new_figure
 from nesskit.widgets.process import EventFollower, RunProcess
 
 Status = Literal[
@@ -33,7 +35,7 @@ Status = Literal[
 
 RESUMABLE = ("stopped", "failed", "interrupted")
 STOP_HELP = "Ask the run to stop after this epoch; what it has done is kept, and it can go on later"
-SIZE = (9.6, 4.9)  # of the figure, in inches
+HISTORY, MATRIX = (5.4, 4.9), (4.2, 4.9)  # width and height of the figures, in inches
 RECENT_EPOCHS = 20  # what the time that is left is estimated from
 
 
@@ -76,7 +78,10 @@ class RunReader:
     def __init__(self, folder: Path | str) -> None:
         self.folder = RunFolder(folder)
         self.run: Run | None = None
-        self._stamps: tuple[Any, Any] = (None, None)  # of the record and of the events, as they were last read
+        self._stamps: tuple[_Stamp | None, _Stamp | None] = (
+            None,
+            None,
+        )  # of the record and of the events, as they were last read
         self._forget_events()
 
     def read(self, own_child: bool = False) -> Snapshot:
@@ -172,12 +177,18 @@ class RunReader:
             epoch = f", epoch {here[-1].epoch + 1} of {self._epochs_per_task()}" if here else ""
             which = "all tasks" if self._joint() else f"task {done + 1} of {tasks}"
             time = f", {time_left(left)} left" if left > 0 else ""
-            return f"{which}{epoch}{time}." + (" It will stop after this epoch." if status == "stopping" else "")
+            stop = " It will stop after this epoch." if status == "stopping" else ""
+            return f"{which}{epoch}{time}.{stop}{self._last_heard()}"
         if status == "interrupted":
             return f"its process is gone; {learned}. It can go on from its last checkpoint."
         if status == "finished":
             return f"{learned}."
         return f"{reason}; {learned}."
+
+    def _last_heard(self) -> str:
+        """When the run told its last event: a page whose kernel has ended still says that it was running then."""
+        told = self._stamps[1]
+        return f" Last heard at {datetime.fromtimestamp(told.time / 1e9):%H:%M:%S}." if told else ""
 
     def _progress(self, history: tuple[EpochRecord, ...], accuracy: np.ndarray) -> tuple[int, int]:
         per_task, done = self._epochs_per_task(), _tasks_done(accuracy)
@@ -229,7 +240,10 @@ class RunMonitor(LiveWidget):
         for part, name in ((self.stop_button, "stop"), (self.resume_button, "resume"), (self._bar, "progress")):
             part.add_class(f"nk-{name}")
         controls = widgets.HBox([self.stop_button, self.resume_button, self._bar, self._count])
-        super().__init__([self._status, controls, self._notice, self._plots.canvas])
+        pictures = widgets.HBox([self._plots.history, self._plots.matrix], layout={"flex_flow": "row wrap"})
+        for picture, (width, _) in zip(pictures.children, (HISTORY, MATRIX), strict=True):
+            picture.layout.flex = f"1 1 {2 / 3 * width * DPI:.0f}px"  # narrower, they stand below each other
+        super().__init__([self._status, controls, self._notice, pictures])
         self.add_class("nk-monitor")
         self.refresh()
         self._watch()
@@ -298,25 +312,28 @@ class RunMonitor(LiveWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         alt = "The run so far: loss and learning rate by epoch, the accuracy matrix, how much each task was forgotten."
-        return picture_bundle(super()._repr_mimebundle_(**kwargs), "Run monitor", alt, stacked([self._plots.figure]))
+        return picture_bundle(super()._repr_mimebundle_(**kwargs), "Run monitor", alt, self._plots.png())
 
 
 class RunFigure:
-    """The figure of the monitor; its artists are made once for a number of tasks and then updated in place.
+    """The figures of the monitor; their artists are made once for a number of tasks and then updated in place.
 
     Attributes:
+        history: the picture of losses and learning rate.
+        matrix: the picture of accuracies and forgetting.
         train, valid, rate: lines by epoch, interrupted between tasks.
         cells: (T, T, 3) image of the accuracy matrix; ``numbers`` are the texts in it, by row and column.
         forgotten: one bar a task, in points.
     """
 
     def __init__(self) -> None:
-        self.figure = figure = new_figure(*SIZE)
-        self.canvas = live_canvas(figure)
+        figure = new_figure(*HISTORY)
+        self.history = LivePicture(figure, "Loss and learning rate by epoch.")
+        self.matrix = LivePicture(new_figure(*MATRIX), "The accuracy matrix, and how much each task was forgotten.")
         self._shown: Any = None
         with style():
             self.loss_axes, self.rate_axes = (
-                figure.add_axes((0.07, y, 0.47, h)) for y, h in ((0.41, 0.5), (0.115, 0.2))
+                figure.add_axes((0.124, y, 0.836, h)) for y, h in ((0.41, 0.5), (0.115, 0.2))
             )
             (self.train,) = self.loss_axes.plot([], [], color=BLUE, linewidth=1.6, label="training")
             (self.valid,) = self.loss_axes.plot(
@@ -353,12 +370,11 @@ class RunFigure:
 
     def _prepare(self, tasks: int) -> None:
         """Make the artists that depend on how many tasks there are."""
-        figure, width, height = self.figure, 3.0 / SIZE[0], 3.0 / SIZE[1]  # three inches
-        for ax in figure.axes[2:]:
-            ax.remove()
+        figure, width, height = self.matrix.figure, 3.0 / MATRIX[0], 3.0 / MATRIX[1]  # three inches
+        figure.clear()
         with style():
-            matrix = figure.add_axes((0.655, 0.3, width, height))
-            forgotten = figure.add_axes((0.655, 0.115, width, 0.115))
+            matrix = figure.add_axes((0.212, 0.3, width, height))
+            forgotten = figure.add_axes((0.212, 0.115, width, 0.115))
             frame_cells(matrix, max(tasks, 1), max(tasks, 1))
             self.cells = matrix.imshow(np.ones((max(tasks, 1), max(tasks, 1), 3)), aspect="auto", zorder=0)
             size = cell_font_size(matrix, max(tasks, 1), 4)
@@ -390,7 +406,12 @@ class RunFigure:
         self._shown = new
         self._show_history(now.history)
         self._show_accuracy(now.accuracy)
-        self.canvas.draw_everything()
+        self.history.draw_everything()
+        self.matrix.draw_everything()
+
+    def png(self) -> bytes:
+        """Both figures beside each other as they are now."""
+        return beside([self.history.figure, self.matrix.figure])
 
     def _show_history(self, history: tuple[EpochRecord, ...]) -> None:
         tasks = np.array([epoch.task for epoch in history], dtype=int)
@@ -435,6 +456,14 @@ class RunFigure:
         mean = metrics.forgetting(accuracy)
         title = measures_text(accuracy) + ("" if np.isnan(mean) else f", forgetting {mean:.1f}")
         self.matrix_axes.set_title(title, loc="left", color=INK, fontsize=10)
+        self.matrix.alt = f"{title}. {_in_words(accuracy)}"
+
+
+def _in_words(accuracy: np.ndarray) -> str:
+    """The accuracy matrix for those who do not see it."""
+    rows = [(task + 1, row[np.isfinite(row)]) for task, row in enumerate(accuracy)]
+    said = [f"after task {task}: {', '.join(f'{value:.1f}' for value in row)}" for task, row in rows if len(row)]
+    return f"Accuracy of tasks 1, 2, … in percent {'; '.join(said)}." if said else "No task is learned yet."
 
 
 def forgotten_so_far(accuracy: np.ndarray) -> np.ndarray:

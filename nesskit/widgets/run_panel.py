@@ -21,8 +21,9 @@ from nesskit.runs.folder import load_run
 from nesskit.runs.record import Run
 from nesskit.settings import METHOD_SETTINGS, RunSettings
 from nesskit.streams import check_stream
-from nesskit.widgets.live import LiveWidget, new_figure, picture_bundle, say, stacked, text_line
-from nesskit.widgets.monitor import SIZE, RunMonitor, RunReader, Snapshot, is_worked_on, time_left
+from nesskit.widgets.live import LiveWidget, picture_bundle, say, stacked, text_line
+from nesskit.widgets.monitor import RunMonitor, RunReader, Snapshot, is_worked_on, time_left
+from nesskit.widgets.picture import new_figure
 from nesskit.widgets.process import FetchProcess, RunProcess
 from nesskit.widgets.run_time import Stopwatch
 
@@ -311,8 +312,8 @@ class RunPanel(LiveWidget):
         most = " at most (tasks may end early)" if wanted[0].training.lr_patience else ""
         runs = f"{len(wanted)} runs of" if len(wanted) > 1 else "a run of"
         return (
-            f"{time_left(seconds)}{most} on {where} for {runs} {speed.tasks} tasks, {wanted[0].training.epochs} epochs each, "
-            f"judging {speed.source}."
+            f"{time_left(seconds)}{most} on {where} for {runs} {speed.tasks} tasks, "
+            f"{wanted[0].training.epochs} epochs each, judging {speed.source}."
         )
 
     def _time_of_the_rest(self, now: Snapshot) -> str:
@@ -346,14 +347,13 @@ class RunPanel(LiveWidget):
         if len(finished) > 1:
             mean = [str(Estimate.of(column)) for column in zip(*finished, strict=True)]
             rows.append((f"mean ± std of {len(finished)}", "", *mean))
-        head = "".join(f'<th scope="col">{name}</th>' for name in ("seed", "status", "ACC (%)", "BWT (%)"))
+
+        head = "".join(_cell("th", name, "col") for name in ("seed", "status", "ACC (%)", "BWT (%)"))
         body = "".join(
-            f'<tr><th scope="row">{html.escape(name)}</th>'
-            + "".join(f'<td style="padding: 0 1em">{html.escape(cell)}</td>' for cell in cells)
-            + "</tr>"
+            f"<tr>{_cell('th', name, 'row')}{''.join(_cell('td', text) for text in cells)}</tr>"
             for name, *cells in rows
         )
-        return f'<table style="text-align: left"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def _watch(self) -> None:
         """Refresh from now on until all is done; without an event loop only :meth:`refresh` does."""
@@ -369,11 +369,11 @@ class RunPanel(LiveWidget):
         if self.monitor is None:
             return picture_bundle(bundle, text, f"A card with what can be run: {text}.", stacked([self._card()]))
         alt = "The run so far: loss and learning rate by epoch, the accuracy matrix, how much each task was forgotten."
-        return picture_bundle(bundle, text, alt, stacked([self.monitor._plots.figure]))
+        return picture_bundle(bundle, text, alt, self.monitor._plots.png())
 
     def _card(self) -> Figure:
         """What stands in the panel's place where no widget can run."""
-        figure = new_figure(SIZE[0], 1.0)
+        figure = new_figure(9.6, 1.0)
         figure.text(0.01, 0.68, f"Run panel: {self.benchmark.name}", color=INK, fontsize=12, weight="bold")
         chosen = (
             f"preset {self.preset.value}, {display_name(self.method.value)}, seeds {self.seeds.value}, "
@@ -384,6 +384,12 @@ class RunPanel(LiveWidget):
             0.01, 0.14, "Open this notebook in JupyterLab and run the cell: start, watch and stop runs.", color=INK
         )
         return figure
+
+
+def _cell(kind: str, text: str, scope: str = "") -> str:
+    """A cell of a table; ``scope`` says what a header is the header of."""
+    header = f' scope="{scope}"' if scope else ""
+    return f'<{kind}{header} style="padding: 0 1em 0 0; text-align: left">{html.escape(text)}</{kind}>'
 
 
 def _seeds(text: str) -> list[int]:

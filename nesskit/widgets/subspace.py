@@ -29,7 +29,8 @@ from nesskit.plots.drawing import tidy
 from nesskit.spectra.filters import FrobeniusThreshold, Threshold
 from nesskit.spectra.moment import Moment
 from nesskit.spectra.spectrum import Spectrum
-from nesskit.widgets.live import DPI, live_canvas, new_figure, picture_bundle, say, stacked, text_line
+from nesskit.widgets.live import picture_bundle, say, stacked, text_line
+from nesskit.widgets.picture import DPI, LivePicture, new_figure
 
 Array = NDArray[np.float64]
 
@@ -158,12 +159,14 @@ class SubspaceViewer(widgets.VBox):
         self._directions = DirectionsFigure(self.spectrum, self.shape)
         self._parts = PartsFigure(self.shape)
         self._controls()
-        left = [self._directions.canvas, self.direction, self._jumps, self._about]
-        right = [self._parts.canvas, self.eps, self.image, self._split]
+        left = [self._directions.picture, self.direction, self._jumps, self._about]
+        right = [self._parts.picture, self.eps, self.image, self._split]
         if self._trial is not None:
             self._outcome = OutcomeFigure(self._trial, self.shape)
-            right += [self._outcome.canvas, self.size]
-        columns = widgets.HBox([widgets.VBox(left), widgets.VBox(right)], layout={"flex_flow": "row wrap"})
+            right += [self._outcome.picture, self.size]
+        half = {"flex": "1 1 320px", "min_width": "0", "max_width": f"{WIDTH * DPI:.0f}px"}
+        both = [widgets.VBox(column, layout=half) for column in (left, right)]
+        columns = widgets.HBox(both, layout={"flex_flow": "row wrap"})
         super().__init__([columns])
         self.add_class("nk-subspace")
         self._show_rank()
@@ -220,7 +223,6 @@ class SubspaceViewer(widgets.VBox):
         last.add_class("nk-last")
         self._jumps = widgets.HBox([first, last])
         self._about, self._split = text_line("nk-status"), text_line("nk-split")
-        self._about.layout.width = f"{WIDTH * DPI:.0f}px"
         for name in ("direction", "eps", "image", "size"):
             getattr(self, name).add_class(f"nk-{name}")
         self.direction.observe(lambda _: self._show_direction(), "value")
@@ -336,7 +338,8 @@ class DirectionsFigure:
             ax.set_xlim(-0.03, self.columns + 0.03)
             ax.set_ylim(rows + 0.03, -0.03)
             ax.set_axis_off()
-        self.canvas = live_canvas(self.figure, [self.border, self.chosen])
+        alt = "All directions as images, from the most to the least used, with a line around those that are free."
+        self.picture = LivePicture(self.figure, alt, [self.border, self.chosen])
 
     def mark(self, rank: int) -> None:
         """Draw the line around the ``rank`` free directions."""
@@ -346,12 +349,12 @@ class DirectionsFigure:
         corners = [(left, row + 1), (column, row + 1), (column, row), (right, row), (right, last), (end + 1, last)]
         corners += [(end + 1, last + 1), (left, last + 1), (left, row + 1)]
         self.border.set_data(*zip(*corners, strict=True) if rank else ([], []))
-        self.canvas.draw_idle()
+        self.picture.draw()
 
     def frame(self, direction: int) -> None:
         """Frame the chosen direction (from 1)."""
         self.chosen.set_xy(self._corner(direction - 1))
-        self.canvas.draw_idle()
+        self.picture.draw()
 
     def _corner(self, index: int, right: float = 0.0, down: float = 0.0) -> tuple[float, float]:
         return index % self.columns + right, index // self.columns + down
@@ -373,7 +376,7 @@ class PartsFigure:
             self.titles = [ax.set_title("", fontsize=10, color=INK, loc="center") for ax in axes]
             for k, sign in ((0, "="), (1, "+")):
                 self.figure.text(0.33 + 0.34 * k, 0.42, sign, ha="center", va="center", fontsize=16, color=MUTED)
-        self.canvas = live_canvas(self.figure)
+        self.picture = LivePicture(self.figure, "The input as the sum of its occupied and its free part.")
 
     def show(self, x: Array, occupied: Array, free: Array, rank: int) -> None:
         """Show the parts of ``x`` (d,)."""
@@ -383,7 +386,7 @@ class PartsFigure:
             picture.set_clim(-largest, largest)
         for title, text in zip(self.titles, ("x", f"occupied ({len(x) - rank})", f"free ({rank})"), strict=True):
             title.set_text(text)
-        self.canvas.draw_everything()
+        self.picture.draw_everything()
 
 
 class OutcomeFigure:
@@ -411,13 +414,14 @@ class OutcomeFigure:
                 self.labels.append(
                     small.text(0.5, -0.12, "", transform=small.transAxes, ha="center", va="top", fontsize=9)
                 )
-        self.canvas = live_canvas(self.figure, [self.point, *self.labels])
+        alt = f"The {trial.measure} by the size of the change, and what a few images are taken for."
+        self.picture = LivePicture(self.figure, alt, [self.point, *self.labels])
 
     def show_direction(self, trial: Trial, direction: int) -> None:
         """Draw the curve of another direction."""
         self.curve.set_ydata(trial.accuracies)
         self.title.set_text(f"weights changed along $u_{{{direction}}}$")
-        self.canvas.draw_everything()
+        self.picture.draw_everything()
 
     def show_size(self, trial: Trial, step: int) -> None:
         """Move along the curve."""
@@ -426,7 +430,7 @@ class OutcomeFigure:
             before, now = int(trial.predictions[0, index]), int(trial.predictions[step, index])
             label.set_text(f"{now}" if now == before else f"{before} → {now}")
             label.set(color=INK if now == before else VERMILLION, fontweight="normal" if now == before else "bold")
-        self.canvas.draw_idle()
+        self.picture.draw()
 
 
 def sigma_texts(spectrum: Spectrum) -> list[str]:
