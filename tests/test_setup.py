@@ -116,8 +116,8 @@ def test_every_public_name_can_be_imported():
 
 
 def test_training_needs_nothing_that_a_bare_gpu_machine_lacks(tmp_path):
-    """matplotlib, tyro, pooch, ipywidgets, ipympl, tabulate and jinja2 are hidden; a run must do without them."""
-    hidden = ("matplotlib", "tyro", "pooch", "ipywidgets", "ipympl", "tabulate", "jinja2")
+    """matplotlib, tyro, pooch, ipywidgets, anywidget, tabulate and jinja2 are hidden; a run must do without them."""
+    hidden = ("matplotlib", "tyro", "pooch", "ipywidgets", "anywidget", "tabulate", "jinja2")
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({hidden}))  # None there means: no such module

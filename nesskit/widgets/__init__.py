@@ -1,6 +1,6 @@
 """Interactive parts for notebooks and Voilà pages. They never train in the kernel's own thread.
 
-Names are imported when they are first used: ipywidgets and ipympl load with them.
+Names are imported when they are first used: ipywidgets and matplotlib load with them.
 """
 
 from __future__ import annotations

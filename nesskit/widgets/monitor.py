@@ -239,7 +239,8 @@ class RunMonitor(LiveWidget):
         self.resume_button.on_click(lambda _: self.resume())
         for part, name in ((self.stop_button, "stop"), (self.resume_button, "resume"), (self._bar, "progress")):
             part.add_class(f"nk-{name}")
-        controls = widgets.HBox([self.stop_button, self.resume_button, self._bar, self._count])
+        parts = [self.stop_button, self.resume_button, self._bar, self._count]
+        controls = widgets.HBox(parts, layout={"flex_flow": "row wrap"})
         pictures = widgets.HBox([self._plots.history, self._plots.matrix], layout={"flex_flow": "row wrap"})
         for picture, (width, _) in zip(pictures.children, (HISTORY, MATRIX), strict=True):
             picture.layout.flex = f"1 1 {2 / 3 * width * DPI:.0f}px"  # narrower, they stand below each other

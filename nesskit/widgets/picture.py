@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.image import imsave
 
 from nesskit.plots import picture_html, style
 
@@ -62,5 +62,5 @@ class LivePicture(widgets.HTML):
                 artist.draw(self._canvas.get_renderer())
         picture = io.BytesIO()
         # Hardly compressed: the picture is made far more often than it travels far.
-        Image.fromarray(np.asarray(self._canvas.buffer_rgba())).save(picture, "PNG", compress_level=1)
+        imsave(picture, np.asarray(self._canvas.buffer_rgba()), pil_kwargs={"compress_level": 1})
         self.value = picture_html(picture.getvalue(), self.alt)
