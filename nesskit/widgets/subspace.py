@@ -415,13 +415,12 @@ class OutcomeFigure:
                     small.text(0.5, -0.12, "", transform=small.transAxes, ha="center", va="top", fontsize=9)
                 )
         alt = f"The {trial.measure} by the size of the change, and what a few images are taken for."
-        self.picture = LivePicture(self.figure, alt, [self.point, *self.labels])
+        self.picture = LivePicture(self.figure, alt, [self.curve, self.title, self.point, *self.labels])
 
     def show_direction(self, trial: Trial, direction: int) -> None:
-        """Draw the curve of another direction."""
+        """Take the curve of another direction, which is drawn with the place on it."""
         self.curve.set_ydata(trial.accuracies)
         self.title.set_text(f"weights changed along $u_{{{direction}}}$")
-        self.picture.draw_everything()
 
     def show_size(self, trial: Trial, step: int) -> None:
         """Move along the curve."""
