@@ -2,7 +2,8 @@
 
 The stream is split-clinc150, ten domains of 15 intents. Five parts:
 
-* ``search``: thresholds and rates on validation data (the data set's own) of the first five tasks, seed 11.
+* ``search``: thresholds and rates on validation data (the data set's own) of seed 11: of the first five tasks for the
+  first block alone, of the first three for all six.
 * ``shallow``: the first block of MiniLM, where learning it pays; every method, test data of seeds 0 to 2.
 * ``untrained``: a block that knows nothing at first; fewer methods, test data of seeds 0 to 2.
 * ``whole``: all six blocks, which know more already; fewer methods, the first five tasks, test data of seed 0 (a
@@ -69,6 +70,11 @@ SEARCH: Sequence[Row] = (
     ("frozen backbone", "frozen", {}),
     ("joint training", "joint", {}),
 )
+SEARCH_WHOLE: Sequence[Row] = tuple(
+    (f"{name}, lr {lr:g}", method, {"lr": lr})
+    for lr in (1e-4, 3e-4, 1e-3)
+    for name, method in (("NESS", "ness"), ("fine-tuning", "finetune"), ("joint training", "joint"))
+)
 HEADER = (
     *("", "task named: ACC", "BWT", "nearest mean: ACC", "BWT", "one head: ACC", "BWT"),
     *("kept similarity", "trained numbers", "seconds"),
@@ -116,13 +122,13 @@ def report(
     print_table(HEADER, [line(row, preset, seeds, runs, tasks) for row in rows])
 
 
-def report_search(runs: Path) -> None:
+def report_search(title: str, choices: Sequence[Row], preset: str, tasks: int, runs: Path) -> None:
     """ACC / BWT on validation data; the task's name is not known."""
-    print(f"## Search on the first block: {FEW} tasks, validation data of seed {SEARCH_SEED}\n")
+    print(f"## Search on {title}: {tasks} tasks, validation data of seed {SEARCH_SEED}\n")
     rows = []
-    for row in SEARCH:
+    for row in choices:
         change = {"head": "means", "validation_share": SEARCH_SHARE}
-        (run,) = runs_of(row, "shallow", [SEARCH_SEED], runs, FEW, **change)
+        (run,) = runs_of(row, preset, [SEARCH_SEED], runs, tasks, **change)
         rows.append([row[0], *both([run.valid_accuracy]), f"{run.kept_similarity[-1]:.2f}"])
     print_table(("", "nearest mean: ACC", "BWT", "kept similarity"), rows)
 
@@ -174,7 +180,8 @@ def main() -> None:
     started = time.monotonic()
     print(f"At commit {current_commit()}.\n")
     if "search" in chosen.parts:
-        report_search(chosen.runs)
+        report_search("the first block", SEARCH, "shallow", FEW, chosen.runs)
+        report_search("all six blocks", SEARCH_WHOLE, "default", 3, chosen.runs)
     if "shallow" in chosen.parts:
         report("The first block of MiniLM", METHODS, "shallow", (0, 1, 2), chosen.runs)
     if "untrained" in chosen.parts:
