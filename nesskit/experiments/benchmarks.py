@@ -187,7 +187,7 @@ def _clinc150() -> Benchmark:
         "10 tasks of 15 intents: what people ask an assistant, a domain a task; pretrained encoder MiniLM",
         {
             DEFAULT_PRESET: preset(
-                dataclasses.replace(CLINC150_TRAINING, lr=3e-4),
+                dataclasses.replace(CLINC150_TRAINING, lr=1e-4),
                 NetworkSettings("encoder"),
                 "our own: all of MiniLM's six blocks, two epochs of Adam a task",
             ),
