@@ -9,7 +9,7 @@ from nesskit import NetworkCurves, load_run, profiles_by_task
 from nesskit.analysis.interference import curve_of_energies
 from nesskit.runs.results import load_result
 from nesskit.widgets.explorer.source import find_runs
-from nesskit.widgets.explorer.state import RULES, State, points_at, read
+from nesskit.widgets.explorer.state import RULES
 from nesskit.widgets.explorer.view import SCRIPT
 
 ROW = ".nk-numbers tbody tr"
@@ -58,8 +58,8 @@ def test_its_numbers_are_those_of_the_analysis(page, workplace, word, rule):
         page.locator(".nk-readout").fill(str(eps))
         page.locator(".nk-readout").press("Enter")
         settle(page, lambda eps=eps: page.locator(ROW).get_attribute("data-eps") == f"{eps:g}")
-        (point,) = points_at(by_task[task], State(rule, eps, task, name))
-        wanted = read(point, name)
+        curves = by_task[task]
+        wanted = (curves[name] if name else curves).at(RULES[rule](eps))
         settle(page, lambda wanted=wanted: page.locator(ROW).get_attribute("data-rank") == str(wanted.rank))
         shown = {number: float(page.locator(ROW).get_attribute(f"data-{number}")) for number in NUMBERS}
         for number, field in zip(NUMBERS, (*NUMBERS[:3], "energy_share", "trainable"), strict=True):
