@@ -145,3 +145,12 @@ def test_it_is_dark_where_the_page_is(page):
     settle(page, lambda: brightness() > 600)
     page.emulate_media(color_scheme="light")
     settle(page, lambda: brightness() < 200)
+
+
+def test_it_is_dark_where_a_transparent_frame_says_so(page):
+    """As on Colab, where the page shines through the frame of an output."""
+    dark, explorer = "document.body.style.background = '{}'; document.documentElement.{}", page.locator(".nk-explorer")
+    page.evaluate(dark.format("transparent", "setAttribute('theme', 'dark')"))
+    settle(page, lambda: "nk-dark" in explorer.get_attribute("class"))
+    page.evaluate(dark.format("", "removeAttribute('theme')"))
+    settle(page, lambda: "nk-dark" not in explorer.get_attribute("class"))
