@@ -5,7 +5,9 @@ import csv
 import io
 import json
 import re
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ from nesskit.widgets.explorer.page import explorer_page, write_page
 from nesskit.widgets.explorer.source import find_runs, load_source
 from nesskit.widgets.explorer.state import State
 from nesskit.widgets.explorer.training import accuracy_table
-from nesskit.widgets.explorer.view import STYLES
+from nesskit.widgets.explorer.view import SCRIPT, STYLES
 
 SHORT = {"epochs": 2, "network_widths": (16, 12)}
 
@@ -183,6 +185,30 @@ def test_a_static_figure_for_pages_without_a_kernel(explorer, tmp_path):
         assert picture.shape[1] > 800  # as wide as a page
         assert bundle["text/plain"] == "ThresholdExplorer"  # no address, nothing that depends on the runs
         assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_on_colab_it_names_the_manager_that_can_show_it(explorer, monkeypatch):
+    assert explorer._repr_mimebundle_()[1] == {}
+    manager, asked = "https://colab.example/manager.min.js", []
+    output = SimpleNamespace(
+        enable_custom_widget_manager=lambda: asked.append(True), _widgets=SimpleNamespace(_installed_url=manager)
+    )
+    monkeypatch.setitem(sys.modules, "google.colab.output", output)
+    bundle, metadata = explorer._repr_mimebundle_()
+    view = "application/vnd.jupyter.widget-view+json"
+    assert bundle[view]["model_id"] == explorer.model_id
+    assert metadata == {view: {"colab": {"custom_widget_manager": {"url": manager}}}}
+    ThresholdExplorer([])
+    assert asked == [True]  # by the first widget, without a word in a notebook
+
+
+def test_the_module_and_its_colours_need_nothing_from_elsewhere(explorer):
+    """Colab, Voilà and a plain page load both as texts, and have no colours of JupyterLab's."""
+    script, styles = explorer.view._esm, explorer.view._css
+    assert script == SCRIPT.read_text(encoding="utf-8")
+    assert styles == STYLES.read_text(encoding="utf-8")
+    assert not re.search(r"^\s*import\b|\bimport\(|\brequire\(|\bdefine\(|@import|url\(", script + styles, re.M)
+    assert not re.search(r"var\(--jp-[\w-]+\)", styles)  # one without a value beside it
 
 
 def test_without_runs_it_offers_to_make_one(tmp_path):

@@ -22,26 +22,8 @@ from nesskit.spectra.profile import LayerProfile
 from nesskit.spectra.spectrum import Spectrum
 
 
-class BesideOutputs:
-    """Interference and its bound as shares of the old outputs, for whatever knows these three norms."""
-
-    interference: float
-    bound: float
-    output_norm: float
-
-    @property
-    def relative_interference(self) -> float:
-        """‖ΔW I‖_F / ‖W I‖_F."""
-        return ratio(self.interference, self.output_norm)
-
-    @property
-    def relative_bound(self) -> float:
-        """The bound over ‖W I‖_F."""
-        return ratio(self.bound, self.output_norm)
-
-
 @dataclass(frozen=True)
-class LayerPoint(BesideOutputs):
+class LayerPoint:
     """What one filter does to one layer and one update.
 
     Attributes:
@@ -84,6 +66,16 @@ class LayerPoint(BesideOutputs):
         return self.rank / self.dimension
 
     @property
+    def relative_interference(self) -> float:
+        """‖ΔW I‖_F / ‖W I‖_F."""
+        return ratio(self.interference, self.output_norm)
+
+    @property
+    def relative_bound(self) -> float:
+        """The bound over ‖W I‖_F."""
+        return ratio(self.bound, self.output_norm)
+
+    @property
     def energy_share(self) -> float:
         """Energy kept over that of the whole update; NaN for an update of zeros."""
         return ratio(self.energy_kept, self.energy)
@@ -97,9 +89,14 @@ class NetworkPoint:
     layers: tuple[LayerPoint, ...]
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """Free directions of every layer."""
+        return tuple(layer.rank for layer in self.layers)
+
+    @property
     def rank(self) -> int:
         """Free directions of all layers."""
-        return sum(layer.rank for layer in self.layers)
+        return sum(self.ranks)
 
     @property
     def dimension(self) -> int:
@@ -121,6 +118,11 @@ class NetworkPoint:
     def interference(self) -> float:
         """√(Σ interference²)."""
         return _root_of_squares([layer.interference for layer in self.layers])
+
+    @property
+    def bound(self) -> float:
+        """√(Σ bound²)."""
+        return _root_of_squares([layer.bound for layer in self.layers])
 
     @property
     def relative_interference(self) -> float:

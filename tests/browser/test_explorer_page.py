@@ -9,7 +9,7 @@ from nesskit import NetworkCurves, load_run, profiles_by_task
 from nesskit.analysis.interference import curve_of_energies
 from nesskit.runs.results import load_result
 from nesskit.widgets.explorer.source import find_runs
-from nesskit.widgets.explorer.state import RULES, State, points_at, read
+from nesskit.widgets.explorer.state import RULES
 from nesskit.widgets.explorer.view import SCRIPT
 
 ROW = ".nk-numbers tbody tr"
@@ -58,8 +58,8 @@ def test_its_numbers_are_those_of_the_analysis(page, workplace, word, rule):
         page.locator(".nk-readout").fill(str(eps))
         page.locator(".nk-readout").press("Enter")
         settle(page, lambda eps=eps: page.locator(ROW).get_attribute("data-eps") == f"{eps:g}")
-        (point,) = points_at(by_task[task], State(rule, eps, task, name))
-        wanted = read(point, name)
+        curves = by_task[task]
+        wanted = (curves[name] if name else curves).at(RULES[rule](eps))
         settle(page, lambda wanted=wanted: page.locator(ROW).get_attribute("data-rank") == str(wanted.rank))
         shown = {number: float(page.locator(ROW).get_attribute(f"data-{number}")) for number in NUMBERS}
         for number, field in zip(NUMBERS, (*NUMBERS[:3], "energy_share", "trainable"), strict=True):
@@ -145,3 +145,12 @@ def test_it_is_dark_where_the_page_is(page):
     settle(page, lambda: brightness() > 600)
     page.emulate_media(color_scheme="light")
     settle(page, lambda: brightness() < 200)
+
+
+def test_it_is_dark_where_a_transparent_frame_says_so(page):
+    """As on Colab, where the page shines through the frame of an output."""
+    dark, explorer = "document.body.style.background = '{}'; document.documentElement.{}", page.locator(".nk-explorer")
+    page.evaluate(dark.format("transparent", "setAttribute('theme', 'dark')"))
+    settle(page, lambda: "nk-dark" in explorer.get_attribute("class"))
+    page.evaluate(dark.format("", "removeAttribute('theme')"))
+    settle(page, lambda: "nk-dark" not in explorer.get_attribute("class"))

@@ -41,28 +41,30 @@ export function sumsFromSmallest(values) {
 export class LayerCurve {
   constructor({ layer, rank, outputs, sigmaSquared, updateEnergy, weightEnergy }) {
     const times = (energy) => Float64Array.from(sigmaSquared, (value, i) => value * energy[i]);
-    Object.assign(this, { layer, trainedRank: rank, outputs, dimension: sigmaSquared.length });
+    Object.assign(this, { layer, trainedRank: rank, outputs, dimension: sigmaSquared.length, updateEnergy });
     this.singularValues = Float64Array.from(sigmaSquared, Math.sqrt);
     this.frobeniusNorm = Math.sqrt(sum(sigmaSquared));
     this.nuclearNorm = sum(this.singularValues);
-    this.interference = sumsFromSmallest(times(updateEnergy)).map(Math.sqrt); // ‖D U_r U_rᵀ I‖_F
+    this.moved = times(updateEnergy); // (d,) ‖D u_i‖² σ_i²
+    this.interference = sumsFromSmallest(this.moved).map(Math.sqrt); // ‖D U_r U_rᵀ I‖_F
     this.energyKept = sumsFromSmallest(updateEnergy); // ‖D U_r‖_F²
     this.outputNorm = Math.sqrt(sum(times(weightEnergy))); // ‖W I‖_F
   }
 
-  cut(rule, eps) {
-    return eps * RULES[rule].scale(this);
+  /** What ε is multiplied by; 1 where all inputs are zero and every direction is free. */
+  scale(rule) {
+    return RULES[rule].scale(this) || 1;
   }
 
   /** (d,) the ε from which on each direction is free: σ over the scale. */
   epsToFree(rule) {
-    const scale = RULES[rule].scale(this) || 1;
+    const scale = this.scale(rule);
     return this.singularValues.map((value) => value / scale);
   }
 
   /** r, how many singular values lie at or under the cut; they descend, so bisection finds the first that does. */
   nullRank(rule, eps) {
-    const cut = this.cut(rule, eps);
+    const cut = eps * this.scale(rule);
     let [above, free] = [0, this.dimension];
     while (above < free) {
       const middle = (above + free) >> 1;
@@ -94,17 +96,13 @@ export class LayerCurve {
 /** All of that for every ε of a rule: the directions of all layers, in the order in which they become free. */
 export function frontier(curves, rule) {
   const directions = curves.flatMap((curve) => {
-    const eps = curve.epsToFree(rule);
-    return Array.from(eps, (value, i) => {
-      const r = curve.dimension - i; // free from here on
-      const squared = curve.interference[r] ** 2 - curve.interference[r - 1] ** 2;
-      return [value, squared, curve.energyKept[r] - curve.energyKept[r - 1]];
-    });
+    const { updateEnergy, moved } = curve;
+    return Array.from(curve.epsToFree(rule), (eps, i) => ({ eps, moved: moved[i], energy: updateEnergy[i] }));
   });
-  directions.sort((one, other) => other[0] - one[0]); // as in a layer: the last is the first to be free
+  directions.sort((one, other) => other.eps - one.eps); // as in a layer: the last is the first to be free
   return {
-    interference: sumsFromSmallest(directions.map((each) => Math.max(each[1], 0))).map(Math.sqrt),
-    energyKept: sumsFromSmallest(directions.map((each) => each[2])),
+    interference: sumsFromSmallest(directions.map(({ moved }) => moved)).map(Math.sqrt),
+    energyKept: sumsFromSmallest(directions.map(({ energy }) => energy)),
     outputNorm: rootOfSquares(curves.map((curve) => curve.outputNorm)),
   };
 }
@@ -283,6 +281,12 @@ function logTicks(low, high) {
   return ticks.filter((tick) => tick >= low && tick <= high);
 }
 
+/** How far down and up falling values are drawn: what is zero, or nearly, lies on the floor. */
+function spectrumRange(values, norm) {
+  const floor = Math.max(values.at(-1) / 3, SMALLEST * (norm || 1));
+  return [floor, Math.max(2 * values[0], 10 * floor)];
+}
+
 const path = (points) => points.map(([x, y], k) => `${k ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 
 /** Axes with a title, drawn anew in every size; `still` holds what stands, `moving` what a cut moves. */
@@ -337,7 +341,8 @@ class Spectrum extends Picture {
       const group = shape("g", { class: `nk-mark nk-${name}` }, edge, height, dots, text);
       this.marks[name] = { group, edge, height, dots, text };
     }
-    this.cut = shape("g", { class: "nk-cut", role: "slider", tabindex: 0, "aria-label": "ε₁, the cut" });
+    this.cut = shape("g", { role: "slider", tabindex: 0, "aria-label": "ε₁, the cut" });
+    set(this.cut, { "aria-valuemin": SMALLEST, "aria-valuemax": LARGEST });
     this.grip = this.cut.appendChild(shape("circle", { class: "nk-grip", r: 7 }));
     this.moving.append(this.shade, ...Object.values(this.marks).map(({ group }) => group), this.cut);
     this.drag(onEps);
@@ -345,14 +350,16 @@ class Spectrum extends Picture {
 
   drag(onEps) {
     let grabbed = "";
-    const move = (event) => {
+    const within = ({ clientX, clientY }) => {
       const box = this.svg.getBoundingClientRect();
-      if (grabbed) onEps(onStep(this.epsAt(event.clientX - box.left, event.clientY - box.top, grabbed)));
+      return [clientX - box.left, clientY - box.top];
+    };
+    const move = (event) => {
+      if (grabbed) onEps(onStep(this.epsAt(...within(event), grabbed)));
     };
     this.svg.addEventListener("pointerdown", (event) => {
       if (!this.chosen) return;
-      const box = this.svg.getBoundingClientRect();
-      grabbed = this.nearest(event.clientX - box.left, event.clientY - box.top);
+      grabbed = this.nearest(...within(event));
       this.svg.setPointerCapture(event.pointerId);
       this.cut.focus({ preventScroll: true });
       event.preventDefault(); // no text is selected
@@ -366,23 +373,19 @@ class Spectrum extends Picture {
     this.chosen = curves.filter((curve) => !state.layer || curve.layer === state.layer);
     this.alone = this.chosen.length === 1;
     this.rule = state.rule;
-    const lines = this.chosen.map((curve) => this.points(curve));
-    const bottoms = this.chosen.map((curve, k) =>
-      Math.max(lines[k].at(-1)[1] / 3, SMALLEST * ((this.alone && curve.frobeniusNorm) || 1)),
-    );
-    const tops = lines.map((line, k) => Math.max(2 * line[0][1], 10 * bottoms[k]));
+    const ranges = this.chosen.map((curve) => spectrumRange(this.heights(curve), this.alone && curve.frobeniusNorm));
     const only = this.chosen[0];
     this.axes({
       width,
       height,
       x: this.alone ? [0.5, only.dimension + 0.5] : [0, 100],
-      y: [0.8 * Math.min(...bottoms), Math.max(...tops)],
+      y: [0.8 * Math.min(...ranges.map(([floor]) => floor)), Math.max(...ranges.map(([, top]) => top))],
       xLabel: this.alone ? "direction i" : "direction i, % of d",
       yLabel: this.alone ? "singular value σ" : `σ over ${RULES[state.rule].unit}`,
       title: `${this.alone ? only.layer : "all layers"}: inputs of old tasks`,
     });
     this.chosen.forEach((curve, k) => {
-      const pixels = lines[k].map(([x, y]) => [this.x(x), this.y(Math.max(y, bottoms[k]))]);
+      const pixels = Array.from(this.heights(curve), (y, i) => [this.across(curve, i), this.y(Math.max(y, ranges[k][0]))]);
       const look = this.alone ? 0 : curves.indexOf(curve);
       this.still.append(shape("path", { class: `nk-curve ${layerLook(look)}`, d: path(pixels) }));
       if (this.alone && pixels.length <= 130) {
@@ -402,51 +405,64 @@ class Spectrum extends Picture {
     );
   }
 
-  move(readings, state) {
-    const right = this.x(this.x.high);
-    for (const [name, { group, edge, height, dots, text }] of Object.entries(this.marks)) {
+  move(readings) {
+    for (const [name, mark] of Object.entries(this.marks)) {
       const order = readings.findIndex((reading) => reading.rule === name);
-      show(group, order >= 0);
-      if (order < 0) continue;
-      const reading = readings[order];
-      const level = this.inside(this.alone ? this.chosen[0].cut(name, reading.eps) : reading.eps);
-      set(height, { x1: MARGIN.left, x2: right, y1: level, y2: level });
-      show(height, this.alone || name === state.rule);
-      show(edge, this.alone);
-      show(dots, !this.alone);
-      if (this.alone) {
-        const x = this.x(reading.dimension - reading.rank + 0.5);
-        set(edge, { x1: x, x2: x, y1: MARGIN.top, y2: this.height });
-      } else {
-        dots.setAttribute("d", this.dotsOf(name, reading.eps));
-      }
-      set(text, { x: right - 4, y: MARGIN.top + 14 + 17 * order });
-      text.textContent = `${ruleName(reading)}: r = ${reading.rank} of ${reading.dimension}`;
-      if (order === 0) this.moveCut(reading, level);
+      show(mark.group, order >= 0);
+      if (order >= 0) this.moveMark(mark, readings[order], order);
     }
+    this.moveCut(readings[0]);
+    this.svg.setAttribute("aria-label", this.describe(readings[0]));
   }
 
-  moveCut(reading, level) {
-    const edge = this.alone ? this.x(reading.dimension - reading.rank + 0.5) : this.x(50);
-    set(this.grip, { cx: edge, cy: level });
+  /** The cut of one rule; beside others all layers show its dots alone, as a height means the same ε for every rule. */
+  moveMark({ edge, height, dots, text }, reading, order) {
+    const { x, y } = this.placeOf(reading);
+    const right = this.x(this.x.high);
+    set(height, { x1: MARGIN.left, x2: right, y1: y, y2: y });
+    show(height, this.alone || order === 0);
+    show(edge, this.alone);
+    show(dots, !this.alone);
+    if (this.alone) set(edge, { x1: x, x2: x, y1: MARGIN.top, y2: this.height });
+    else dots.setAttribute("d", this.dotsOf(reading.rule, reading.eps));
+    set(text, { x: right - 4, y: MARGIN.top + 14 + 17 * order });
+    text.textContent = `${ruleName(reading)}: r = ${reading.rank} of ${reading.dimension}`;
+  }
+
+  moveCut(reading) {
+    const { x, y } = this.placeOf(reading);
+    const { rule, eps } = reading;
+    set(this.grip, { cx: x, cy: y });
+    set(this.cut, { class: `nk-cut nk-${rule}`, "aria-valuenow": eps, "aria-valuetext": number(eps) });
+    set(this.shade, { class: `nk-shade nk-${rule}`, x, width: this.x(this.x.high) - x });
+    set(this.shade, { y: MARGIN.top, height: this.height - MARGIN.top });
     show(this.shade, this.alone);
-    this.cut.setAttribute("class", `nk-cut nk-${reading.rule}`);
-    this.shade.setAttribute("class", `nk-shade nk-${reading.rule}${this.alone ? "" : " nk-hidden"}`);
-    set(this.shade, { x: edge, y: MARGIN.top, width: this.x(this.x.high) - edge, height: this.height - MARGIN.top });
-    set(this.cut, sliderValues(reading.eps));
+  }
+
+  /** The corner of a cut in pixels: the edge of the null space, and the height of the cut. */
+  placeOf({ rule, eps, rank, dimension }) {
+    if (!this.alone) return { x: this.x(50), y: this.inside(eps) };
+    return { x: this.x(dimension - rank + 0.5), y: this.inside(eps * this.chosen[0].scale(rule)) };
+  }
+
+  describe(reading) {
     const what = this.alone ? `layer ${this.chosen[0].layer}` : "all layers";
     const { singularValues, dimension } = this.chosen[0];
     const range = this.alone
       ? `${dimension} singular values from ${number(singularValues[0])} down to ${number(singularValues.at(-1))}`
       : `${this.chosen.length} falling curves of singular values`;
     const free = `${ruleName(reading)} leaves the ${reading.rank} smallest of ${reading.dimension} free`;
-    this.svg.setAttribute("aria-label", `Spectrum of ${what}: ${range}. ${free}.`);
+    return `Spectrum of ${what}: ${range}. ${free}.`;
   }
 
-  /** One layer: σ_i over i. All layers: σ_i over the rule's norm, over the share of directions. */
-  points(curve) {
-    const values = this.alone ? curve.singularValues : curve.epsToFree(this.rule);
-    return Array.from(values, (value, i) => [this.alone ? i + 1 : (100 * (i + 1)) / curve.dimension, value]);
+  /** One layer: its σ_i. All layers: σ_i over the rule's norm. */
+  heights(curve) {
+    return this.alone ? curve.singularValues : curve.epsToFree(this.rule);
+  }
+
+  /** Where direction i lies in pixels: one layer counts them, all layers count shares of d. */
+  across(curve, i) {
+    return this.x(this.alone ? i + 1 : (100 * (i + 1)) / curve.dimension);
   }
 
   /** Where a rule cuts each of several layers: a dot at the largest σ that is free. */
@@ -454,8 +470,8 @@ class Spectrum extends Picture {
     const dots = this.chosen.map((curve) => {
       const at = curve.dimension - curve.nullRank(rule, eps);
       if (at === curve.dimension) return "";
-      const scaled = curve.singularValues[at] / (RULES[this.rule].scale(curve) || 1);
-      const [x, y] = [this.x((100 * (at + 1)) / curve.dimension), this.inside(scaled)];
+      const scaled = curve.singularValues[at] / curve.scale(this.rule);
+      const [x, y] = [this.across(curve, at), this.inside(scaled)];
       return `M${x - 4} ${y}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0`;
     });
     return dots.join("");
@@ -472,7 +488,7 @@ class Spectrum extends Picture {
     const value = this.y.inverse(y);
     if (!this.alone) return value;
     const [curve] = this.chosen;
-    if (grabbed === "height") return value / (RULES[this.rule].scale(curve) || 1);
+    if (grabbed === "height") return value / curve.scale(this.rule);
     const i = Math.ceil(this.x.inverse(x)) - 1;
     return curve.epsToFree(this.rule)[Math.min(Math.max(i, 0), curve.dimension - 1)];
   }
@@ -493,23 +509,23 @@ class Frontier extends Picture {
   }
 
   setStill(curves, state, width, height) {
-    const shown = rulesOf(state).map((rule) => {
+    const rules = state.layer ? [state.rule] : rulesOf(state); // the curve of a layer is the same under every rule
+    const shown = rules.map((rule) => {
       const curve = state.layer ? curves.find(({ layer }) => layer === state.layer) : frontier(curves, rule);
       const cost = relativeInterference(curve).map((value) => 100 * value);
       return { rule, curve, kept: energyShare(curve).map((value) => 100 * value), cost };
     });
     const top = Math.max(0, ...shown.map(({ cost }) => cost.at(-1) || 0)) || 1;
-    this.low = 1e-4 * top;
     this.axes({
       width,
       height,
       x: [-2, 102],
-      y: [this.low, 20 * top],
+      y: [1e-4 * top, 20 * top],
       xLabel: "energy of the update that is kept (%)",
       yLabel: "change of old outputs (%)",
       title: "what it keeps, and what it costs",
     });
-    shown.slice(0, state.layer ? 1 : undefined).forEach(({ rule, kept, cost }) => {
+    shown.forEach(({ rule, kept, cost }) => {
       const pixels = Array.from(kept, (x, k) => [this.x(x), this.y(cost[k])]);
       const visible = pixels.filter(([x, y]) => Number.isFinite(x) && y <= this.height); // below it nobody sees it
       const look = state.layer ? "nk-curve nk-look-0" : `nk-mark nk-${rule}`;
@@ -558,11 +574,11 @@ class SmallSpectrum {
 
   setStill(curve, chosen, width) {
     const values = curve.singularValues;
-    const bottom = Math.max(values.at(-1) / 3, SMALLEST * (curve.frobeniusNorm || 1));
+    const [floor, top] = spectrumRange(values, curve.frobeniusNorm);
     this.x = scale([0.5, values.length + 0.5], [0, width]);
-    const y = scale([0.8 * bottom, Math.max(2 * values[0], 10 * bottom)], [SMALL, 0], true);
+    const y = scale([0.8 * floor, top], [SMALL, 0], true);
     set(this.svg, { width, height: SMALL, viewBox: `0 0 ${width} ${SMALL}` });
-    this.curve.setAttribute("d", path(Array.from(values, (value, i) => [this.x(i + 1), y(Math.max(value, bottom))])));
+    this.curve.setAttribute("d", path(Array.from(values, (value, i) => [this.x(i + 1), y(Math.max(value, floor))])));
     this.button.setAttribute("aria-pressed", chosen);
     this.dimension = values.length;
   }
@@ -593,13 +609,6 @@ function diamond(x, y) {
   return shape("path", { class: "nk-knee", d: `M${x} ${y - 5}l5 5l-5 5l-5 -5z` });
 }
 
-const sliderValues = (eps) => ({
-  "aria-valuemin": SMALLEST,
-  "aria-valuemax": LARGEST,
-  "aria-valuenow": eps,
-  "aria-valuetext": number(eps),
-});
-
 // ---- The widget ----------------------------------------------------------------------------------------------------
 
 const STATE = ["run", "task", "layer", "rule", "eps", "side_by_side"];
@@ -629,13 +638,13 @@ class Explorer {
     this.smalls = [];
     this.frame = 0;
     this.build(el);
-    this.changed = () => (this.frame ||= requestAnimationFrame(() => this.draw()));
+    this.changed = () => (this.frame ||= requestAnimationFrame(() => this.draw())); // once a frame, however much changes
     for (const name of WATCHED) model.on(`change:${name}`, this.changed);
     this.resized = new ResizeObserver(this.changed);
     this.resized.observe(this.root);
     this.recoloured = () => this.followTheme();
     this.themed = new MutationObserver(this.recoloured);
-    this.themed.observe(document.body, { attributes: true });
+    for (const page of [document.documentElement, document.body]) this.themed.observe(page, { attributes: true });
     this.preference = matchMedia("(prefers-color-scheme: dark)");
     this.preference.addEventListener("change", this.recoloured);
     this.changed();
@@ -660,11 +669,28 @@ class Explorer {
     this.model.save_changes();
   }
 
-  step(steps) {
-    this.set({ eps: onStep(this.model.get("eps") * 10 ** (steps * STEP)) });
+  build(el) {
+    this.alert = element("p", { class: "nk-message", role: "alert" });
+    this.layers = element("div", { class: "nk-layers", role: "group", "aria-label": "All layers, small" });
+    this.sentence = element("p", { class: "nk-sentence", role: "status", "aria-live": "polite" });
+    this.note = element("p", { class: "nk-note" });
+    this.root = element(
+      "div",
+      { class: "nk-view" },
+      this.buildControls(),
+      this.buildThreshold(),
+      this.alert,
+      this.buildNumbers(),
+      this.buildPictures(),
+      this.layers,
+      this.sentence,
+      this.note,
+    );
+    keepKeys(this.root);
+    el.append(this.root);
   }
 
-  build(el) {
+  buildControls() {
     const menu = (name, label, title, read) => {
       const select = element("select", { title });
       select.addEventListener("change", () => this.set({ [name]: read(select) }));
@@ -674,6 +700,20 @@ class Explorer {
     this.both = element("button", { type: "button", class: "nk-both", title: "Both rules side by side at the same ε₁" });
     this.both.append("Frobenius | nuclear");
     this.both.addEventListener("click", () => this.set({ side_by_side: !this.model.get("side_by_side") }));
+    const controls = element(
+      "div",
+      { class: "nk-controls" },
+      menu("run", "Run", "Which run to look at", (select) => select.value),
+      menu("task", "Task", "The task whose update is looked at; the first task has none", (s) => Number(s.value)),
+      menu("layer", "Layer", "One layer, or all", (select) => select.value),
+      menu("rule", "Rule", "What ε₁ is measured in", (select) => select.value),
+      this.both,
+    );
+    options(this.rule, Object.entries(RULES).map(([name, { title, formula }]) => [name, `${title}  ${formula}`]));
+    return controls;
+  }
+
+  buildThreshold() {
     this.slider = element("input", { type: "range", min: EXPONENTS[0], max: EXPONENTS[1], step: STEP });
     set(this.slider, { "aria-label": "ε₁", title: "The threshold: arrow keys move it, or drag the cut in the figure" });
     this.slider.addEventListener("input", () => this.set({ eps: onStep(10 ** this.slider.valueAsNumber) }));
@@ -682,52 +722,34 @@ class Explorer {
     const typed = () => this.set(parseEps(this.readout.value));
     this.readout.addEventListener("change", typed);
     this.readout.addEventListener("keydown", ({ key }) => key === "Enter" && typed()); // JupyterLab swallows the change
-    this.alert = element("p", { class: "nk-message", role: "alert" });
-    this.head = element("tr", {}, ...COLUMNS.map(([title]) => element("th", { scope: "col" }, title)));
+    return element("div", { class: "nk-eps" }, element("span", { "aria-hidden": "true" }, "ε₁"), this.slider, this.readout);
+  }
+
+  buildNumbers() {
+    const titles = COLUMNS.map(([title]) => element("th", { scope: "col" }, title));
     this.rows = element("tbody");
-    const table = element("table", {}, element("thead", {}, this.head), this.rows);
+    this.table = element("table", {}, element("thead", {}, element("tr", {}, ...titles)), this.rows);
+    return element("div", { class: "nk-numbers" }, this.table);
+  }
+
+  buildPictures() {
     this.spectrum = new Spectrum((eps) => this.set({ eps }));
     this.spectrum.cut.addEventListener("keydown", (event) => this.pressed(event));
     this.frontier = new Frontier();
     const legend = LEGEND.map(([css, text]) => element("span", {}, symbol(css), text));
-    this.layers = element("div", { class: "nk-layers", role: "group", "aria-label": "All layers, small" });
-    this.sentence = element("p", { class: "nk-sentence", role: "status", "aria-live": "polite" });
-    this.note = element("p", { class: "nk-note" });
     this.pictures = element(
       "div",
       { class: "nk-pictures" },
       element("figure", {}, this.spectrum.svg),
       element("figure", {}, this.frontier.svg, element("figcaption", {}, ...legend)),
     );
-    this.root = element(
-      "div",
-      { class: "nk-view" },
-      element(
-        "div",
-        { class: "nk-controls" },
-        menu("run", "Run", "Which run to look at", (select) => select.value),
-        menu("task", "Task", "The task whose update is looked at; the first task has none", (s) => Number(s.value)),
-        menu("layer", "Layer", "One layer, or all", (select) => select.value),
-        menu("rule", "Rule", "What ε₁ is measured in", (select) => select.value),
-        this.both,
-      ),
-      element("div", { class: "nk-eps" }, element("span", { "aria-hidden": "true" }, "ε₁"), this.slider, this.readout),
-      this.alert,
-      element("div", { class: "nk-numbers" }, table),
-      this.pictures,
-      this.layers,
-      this.sentence,
-      this.note,
-    );
-    options(this.rule, Object.entries(RULES).map(([name, { title, formula }]) => [name, `${title}  ${formula}`]));
-    keepKeys(this.root);
-    el.append(this.root);
+    return this.pictures;
   }
 
   pressed(event) {
     const steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 10, PageDown: -10 }[event.key];
     const ends = { Home: SMALLEST, End: LARGEST }[event.key];
-    if (steps) this.step(steps);
+    if (steps) this.set({ eps: onStep(this.model.get("eps") * 10 ** (steps * STEP)) });
     else if (ends) this.set({ eps: ends });
     else return;
     event.preventDefault();
@@ -742,9 +764,7 @@ class Explorer {
     if (source !== this.source) this.open(source);
     const curves = this.tasks.get(state.task) ?? [];
     this.drawControls(state, curves);
-    show(this.pictures, curves.length);
-    show(this.layers, curves.length);
-    show(this.rows.parentNode, curves.length);
+    for (const part of [this.table, this.pictures, this.layers]) show(part, curves.length);
     if (!curves.length) {
       this.key = this.sentence.textContent = this.note.textContent = "";
       return;
@@ -753,10 +773,10 @@ class Explorer {
     const key = [this.opened, state.task, state.layer, state.rule, state.side_by_side, this.root.clientWidth].join("\n");
     if (key !== this.key) this.drawStill(curves, state);
     this.key = key;
-    this.spectrum.move(readings, state);
+    this.spectrum.move(readings);
     this.frontier.move(readings);
     this.smalls.forEach((small, number) => small.move(number, readings));
-    this.drawNumbers(readings, state);
+    this.drawNumbers(readings);
     this.sentence.textContent = describe(readings[0], state.layer);
   }
 
@@ -802,8 +822,7 @@ class Explorer {
     this.smalls.forEach((small, k) => small.setStill(curves[k], curves[k].layer === state.layer, width));
   }
 
-  drawNumbers(readings, state) {
-    set(this.rows.parentNode, { "data-layer": state.layer || "all layers", "data-task": state.task });
+  drawNumbers(readings) {
     const rows = readings.map((reading) => {
       const cells = COLUMNS.map(([, texts], k) => {
         const [value, share = ""] = texts(reading);
@@ -819,23 +838,27 @@ class Explorer {
     this.rows.replaceChildren(...rows);
   }
 
-  /** Dark where the page behind is; colours are in the style sheet. */
   followTheme() {
-    let behind = this.root;
-    while (behind && /^(transparent|rgba\(0, 0, 0, 0\))$/.test(getComputedStyle(behind).backgroundColor)) {
-      behind = behind.parentElement;
-    }
-    const [red, green, blue] = behind ? getComputedStyle(behind).backgroundColor.match(/[\d.]+/g).map(Number) : [255, 255, 255];
     const outer = this.root.closest(".nk-explorer") ?? this.root;
-    outer.classList.toggle("nk-dark", 0.3 * red + 0.6 * green + 0.1 * blue < 128);
+    outer.classList.toggle("nk-dark", isDark(this.root));
   }
 }
 
-/** JupyterLab takes arrow keys and Enter for its own shortcuts, unless the element that has the focus says not to. */
+/** JupyterLab takes arrow keys and Enter for its own shortcuts, unless the very element that has the focus says not to. */
 function keepKeys(root) {
   for (const control of root.querySelectorAll("select, button, input, .nk-cut")) {
     control.setAttribute("data-lm-suppress-shortcuts", "true");
   }
+}
+
+/** Whether the page behind a node is dark. Colab's frame is transparent: its own attribute says what lies behind it. */
+function isDark(node) {
+  const background = getComputedStyle(node).backgroundColor;
+  if (background === "rgba(0, 0, 0, 0)") {
+    return node.parentElement ? isDark(node.parentElement) : node.getAttribute("theme") === "dark";
+  }
+  const [red, green, blue] = background.match(/[\d.]+/g).map(Number);
+  return 0.3 * red + 0.6 * green + 0.1 * blue < 128;
 }
 
 /** The choices of a menu, made anew only where they differ: an open menu must not close. */
@@ -868,10 +891,14 @@ export default { render };
 // ---- A page without a kernel ---------------------------------------------------------------------------------------
 
 /** What a kernel's model does, without one: values, and whoever listens to them. */
-class PageModel {
+class PageModel extends EventTarget {
+  on = this.addEventListener;
+  off = this.removeEventListener;
+  save_changes() {}
+
   constructor(values) {
+    super();
     this.values = values;
-    this.listeners = new Map();
   }
 
   get(name) {
@@ -881,18 +908,8 @@ class PageModel {
   set(name, value) {
     if (this.values[name] === value) return;
     this.values[name] = value;
-    for (const listener of this.listeners.get(`change:${name}`) ?? []) listener();
+    this.dispatchEvent(new Event(`change:${name}`));
   }
-
-  on(event, listener) {
-    this.listeners.set(event, (this.listeners.get(event) ?? new Set()).add(listener));
-  }
-
-  off(event, listener) {
-    this.listeners.get(event)?.delete(listener);
-  }
-
-  save_changes() {}
 }
 
 /** The explorer in `el` on recorded runs, label → {tasks, profiles, rule, eps}; returns its model. */

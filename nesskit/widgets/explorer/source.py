@@ -114,31 +114,24 @@ def find_runs(runs: Path | str, benchmark: str = "", results: Path | str | None 
     First the folders of those under ``runs``, then the files of those that are recorded in ``results`` (None:
     ``data/results``).
     """
-    return {**_in_folders(Path(runs), benchmark), **_recorded(Path(results or results_folder()), benchmark)}
-
-
-def _in_folders(runs: Path, benchmark: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(runs.glob(f"{benchmark or '*'}/*/*/profiles.npz")):
-        try:
-            config = json.loads((path.parent / "record.json").read_text(encoding="utf-8"))["config"]
-            label = run_label(config)
-        except (OSError, ValueError, KeyError, TypeError):
-            label = "/".join(path.parts[-4:-1])  # choosing it will say what is wrong
-        found[label if label not in found else f"{label} ({path.parent.name})"] = path.parent
+    for root, profiles in ((Path(runs), "*/*/profiles.npz"), (Path(results or results_folder()), "*.npz")):
+        for path in sorted(root.glob(f"{benchmark or '*'}/{profiles}")):
+            place = path.parent if path.name == "profiles.npz" else path.with_suffix(".json")
+            name = place.name.removesuffix(".json")
+            label = _label(place) or f"{place.parent.relative_to(root)}/{name}"  # choosing it will say what is wrong
+            found[label if label not in found else f"{label} ({name})"] = place
     return found
 
 
-def _recorded(results: Path, benchmark: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(results.glob(f"{benchmark or '*'}/*.npz")):
-        record = path.with_suffix(".json")
-        try:
-            label = _recorded_label(_load_recorded(record, profiles=False))
-        except NesskitError:
-            label = f"{path.parent.name}/{path.stem}"  # choosing it will say what is wrong
-        found[label if label not in found else f"{label} ({path.stem})"] = record
-    return found
+def _label(place: Path) -> str:
+    """What a person calls the run at ``place``; empty if it is damaged."""
+    try:
+        if place.suffix == ".json":
+            return _recorded_label(_load_recorded(place, profiles=False))
+        return run_label(json.loads((place / "record.json").read_text(encoding="utf-8"))["config"])
+    except (NesskitError, OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def load_source(path: Path | str) -> Source:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
 import csv
 import html
 import io
@@ -35,9 +33,8 @@ from nesskit.runs.folder import load_run
 from nesskit.runs.record import Run
 from nesskit.settings import RunSettings
 from nesskit.spectra.filters import Filter, parse_filter
+from nesskit.widgets.live import LiveWidget, text_line
 from nesskit.widgets.process import EventFollower, RunProcess
-
-POLL_SECONDS = 0.2
 
 Train = Callable[[Filter, Sequence[Callable[[Event], None]]], Run]  # of an own model: fit(…, listeners=listeners)
 
@@ -70,7 +67,7 @@ class Trial:
         )
 
 
-class TrainingPanel(widgets.VBox):
+class TrainingPanel(LiveWidget):
     """Train, stop, a live accuracy matrix, and the history of what was trained here.
 
     A run goes on in a child process that is followed through its folder, so that the kernel stays free. Closing the
@@ -81,6 +78,8 @@ class TrainingPanel(widgets.VBox):
         on_finished: called with the folder of each run that ended.
     """
 
+    interval = 0.2
+
     def __init__(self, runs: Path | str, on_finished: Callable[[Path | None], None] = lambda _: None) -> None:
         self.runs, self._on_finished = Path(runs), on_finished
         self.history: list[Trial] = []
@@ -89,23 +88,20 @@ class TrainingPanel(widgets.VBox):
         self.tasks: list[str] = []
         self._rule: Filter | None = None
         self._stopping = False
-        self.stop_button = _button(
+        self.stop_button = button(
             "Stop", "stop", "Stop after this epoch; what is done is kept and can go on", "nk-stop"
         )
         self.stop_button.disabled = True
         self.stop_button.on_click(lambda _: self.stop())
-        self.save_button = _button("Save as CSV", "save", "Write the table to a file", "nk-save")
+        self.save_button = button("Save as CSV", "save", "Write the table to a file", "nk-save")
         self.save_button.disabled = True
         self.save_button.on_click(lambda _: self._save())
-        self.status = _live_html("nk-status")
-        self.matrix, self.table = widgets.HTML(), widgets.HTML()
-        self.matrix.add_class("nk-matrix")
-        self.table.add_class("nk-history")
-        self.saved = widgets.HTML()
-        below = widgets.VBox([self.table, widgets.HBox([self.save_button, self.saved])])
-        below.layout.display = "none"
-        self._below = below
-        beside = widgets.HBox([self.matrix, below], layout=widgets.Layout(flex_flow="row wrap", grid_gap="24px"))
+        self.status, self.matrix, self.table, self.saved = map(
+            text_line, ("nk-status", "nk-matrix", "nk-history", "nk-saved")
+        )
+        self._below = widgets.VBox([self.table, widgets.HBox([self.save_button, self.saved])])
+        self._below.layout.display = "none"
+        beside = widgets.HBox([self.matrix, self._below], layout={"flex_flow": "row wrap", "grid_gap": "24px"})
         super().__init__([self.status, beside])
         self.add_class("nk-training")
         self._children: list[RunProcess] = []
@@ -126,8 +122,7 @@ class TrainingPanel(widgets.VBox):
         self._follower = EventFollower(self.process.folder)
         self.stop_button.disabled = False
         self._say("starting …")
-        with contextlib.suppress(RuntimeError):  # no loop, as in a script: whoever started it calls poll()
-            self._follow = asyncio.get_running_loop().create_task(self._follow_process())
+        self.follow(self.poll, lambda: self.running, self.status)  # without a loop whoever started it calls poll()
 
     def train_here(self, train: Train, rule: Filter) -> None:
         """Train a model that lives in this kernel, in the foreground."""
@@ -185,12 +180,8 @@ class TrainingPanel(widgets.VBox):
         writer.writerows(asdict(trial) for trial in self.history)
         return stream.getvalue()
 
-    async def _follow_process(self) -> None:
-        while self.poll():
-            await asyncio.sleep(POLL_SECONDS)
-
     def _begin(self, rule: Filter) -> None:
-        self._rule, self._stopping, self._where = rule, False, ""
+        self._rule, self._stopping = rule, False
         self._set_matrix(np.full((0, 0), np.nan), [])
 
     def _end(self, run: Run) -> None:
@@ -221,10 +212,8 @@ class TrainingPanel(widgets.VBox):
     def _say(self, text: str, share: float | None = None, error: bool = False) -> None:
         pid = self.process.pid if self.process is not None else ""
         bar = "" if share is None else f' <progress value="{share:.4f}" aria-label="progress of the run"></progress>'
-        kind = "nk-error" if error else ""
-        self.status.value = (
-            f'<span class="{kind}" data-pid="{pid}">{html.escape(_short(self._rule))}: {html.escape(text)}</span>{bar}'
-        )
+        kind, said = "nk-error" if error else "", html.escape(f"{_short(self._rule)}: {text}")
+        self.status.value = f'<span role="status" class="{kind}" data-pid="{pid}">{said}</span>{bar}'
 
     def _show_history(self) -> None:
         self.table.value = history_table(self.history)
@@ -300,17 +289,11 @@ def _short(rule: Filter | None) -> str:
     return "" if rule is None else rule_name(rule)  # type: ignore[arg-type]
 
 
-def _button(description: str, icon: str, tooltip: str, css: str) -> widgets.Button:
+def button(description: str, icon: str, tooltip: str, css: str) -> widgets.Button:
+    """A button as wide as its text."""
     button = widgets.Button(description=description, icon=icon, tooltip=tooltip, layout={"width": "auto"})
     button.add_class(css)
     return button
-
-
-def _live_html(css: str) -> widgets.HTML:
-    """Text that a screen reader is told about when it changes."""
-    text = widgets.HTML()
-    text.add_class(css)
-    return text
 
 
 def _stop_all(processes: list[RunProcess]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets as widgets
 from torch import nn
 
-from nesskit.analysis import NetworkCurves
+from nesskit.analysis import NetworkCurves, NetworkPoint
 from nesskit.analysis.checks import Matrix
 from nesskit.errors import NesskitError
 from nesskit.experiments.benchmarks import BENCHMARKS
@@ -32,8 +32,8 @@ from nesskit.widgets.explorer.source import (
     start_of,
     with_rule,
 )
-from nesskit.widgets.explorer.state import Reading, State, points_at, read
-from nesskit.widgets.explorer.training import Train, TrainingPanel
+from nesskit.widgets.explorer.state import State
+from nesskit.widgets.explorer.training import Train, TrainingPanel, button
 from nesskit.widgets.explorer.view import ExplorerView, still_picture
 from nesskit.widgets.live import picture_bundle
 
@@ -101,9 +101,8 @@ class ThresholdExplorer(widgets.VBox):
         self.view.observe(self._choose_run, "run")
         self.view.observe(lambda _: self._update_training(), ["rule", "eps", "problem"])
         self._list_runs()
-        with self._saying_errors():
-            wanted = {"rule": rule, "eps": eps, "task": task, "layer": layer or None, "side_by_side": side_by_side}
-            self.set(**{key: value for key, value in wanted.items() if value is not None})
+        wanted = {"rule": rule, "eps": eps, "task": task, "layer": layer or None, "side_by_side": side_by_side}
+        self.set(**{key: value for key, value in wanted.items() if value is not None})
 
     @property
     def state(self) -> State:
@@ -116,12 +115,14 @@ class ThresholdExplorer(widgets.VBox):
         return self.state.rules[0]
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
-        """What each shown rule does to the chosen layer, the numbers of the table."""
+    def readings(self) -> tuple[NetworkPoint, ...]:
+        """What each shown rule does to the chosen layer, or to all of them: the numbers of the table."""
         if self.source is None:
             return ()
         state = self.state
-        return tuple(read(point, state.layer) for point in points_at(self._curves(state), state))
+        curves = self._curves(state)
+        chosen = NetworkCurves((curves[state.layer],)) if state.layer else curves
+        return tuple(chosen.at(rule) for rule in state.rules)
 
     @property
     def message(self) -> str:
@@ -151,7 +152,9 @@ class ThresholdExplorer(widgets.VBox):
         curves = self._curves(self.state) if self.source is not None else None
         picture = still_picture(curves, self.state)
         alt = "No run to show yet." if curves is None else ALT
-        return picture_bundle(super()._repr_mimebundle_(**kwargs), "ThresholdExplorer", alt, picture)
+        bundle, _ = picture_bundle(super()._repr_mimebundle_(**kwargs), "ThresholdExplorer", alt, picture)
+        _, metadata = self.view._repr_mimebundle_(**kwargs)  # type: ignore[misc]
+        return bundle, metadata  # which says on Colab who can show an anywidget
 
     # What is chosen
 
@@ -270,7 +273,7 @@ class ThresholdExplorer(widgets.VBox):
         self._update_training()
 
     def _make_controls(self) -> None:
-        self.train_button = _button("Train", "play", "Train the chosen ε₁ for real", "nk-train")
+        self.train_button = button("Train", "play", "Train the chosen ε₁ for real", "nk-train")
         self.train_button.button_style, self.train_button.disabled = "primary", True
         self.train_button.on_click(self._train_chosen)
         self.train_note = widgets.Label()
@@ -284,7 +287,7 @@ class ThresholdExplorer(widgets.VBox):
         )
         self.base_menu.add_class("nk-base-benchmark")
         tooltip = "Run the benchmark with every direction free"
-        self.base_button = _button("Make the base run", "plus", tooltip, "nk-base")
+        self.base_button = button("Make the base run", "plus", tooltip, "nk-base")
         self.base_button.on_click(self._make_base_run)
         self.base_note = widgets.HTML()
         self._base = widgets.VBox([self.base_note, widgets.HBox([self.base_menu, self.base_button])])
@@ -311,9 +314,3 @@ def _open(source: Any, moments: Mapping[str, Moment] | None, updates: Mapping[st
 def _rounded(rule: Threshold) -> Threshold:
     """ε as it is read: three digits. What is trained is what the button says."""
     return type(rule)(float(f"{rule.eps:.3g}"))  # type: ignore[call-arg]
-
-
-def _button(description: str, icon: str, tooltip: str, css: str) -> widgets.Button:
-    button = widgets.Button(description=description, icon=icon, tooltip=tooltip, layout={"width": "auto"})
-    button.add_class(css)
-    return button
