@@ -30,6 +30,7 @@ from nesskit.widgets.run_time import Stopwatch
 DEVICES = (("automatic: a GPU if there is one", "auto"), ("CPU", "cpu"), ("GPU (CUDA)", "cuda"))
 WIDE = {"description_width": "4.5em"}
 MOST_EPOCHS = 100_000
+MOST_SEED = 2**63 - 1  # of a run's settings
 
 
 class RunPanel(LiveWidget):
@@ -393,19 +394,31 @@ def _cell(kind: str, text: str, scope: str = "") -> str:
 
 
 def _seeds(text: str) -> list[int]:
-    """``1, 2, 3`` as numbers, each once."""
-    words = text.replace(",", " ").split()
-    if not words or not all(word.isdecimal() for word in words):
-        raise SettingsError(f"seeds must be whole numbers with commas between them, such as 1, 2, 3, got '{text}'")
-    return list(dict.fromkeys(int(word) for word in words))
+    """``1, 2, 3`` as numbers."""
+    words = [word for part in text.split(",") for word in part.split() or [""]]
+    if not all(_is_whole_number(word, 0, MOST_SEED) for word in words):
+        raise SettingsError(
+            f"seeds must be whole numbers from 0 to {MOST_SEED} with one comma between two of them, such as 1, 2, 3, "
+            f"got '{text}'"
+        )
+    seeds = [int(word) for word in words]
+    twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+    if twice is not None:
+        raise SettingsError(f"seed {twice} stands more than once in '{text}': name each seed once")
+    return seeds
 
 
 def _epochs(text: str) -> int:
     """``20`` as a number."""
     word = text.strip()
-    if not (word.isascii() and word.isdecimal() and 1 <= int(word) <= MOST_EPOCHS):
+    if not _is_whole_number(word, 1, MOST_EPOCHS):
         raise SettingsError(f"epochs must be a whole number from 1 to {MOST_EPOCHS}, such as 20, got '{text}'")
     return int(word)
+
+
+def _is_whole_number(word: str, least: int, most: int) -> bool:
+    """Whether ``word`` consists of the digits 0 to 9 alone and names such a number; int() itself fails on thousands."""
+    return word.isascii() and word.isdecimal() and len(word) <= len(str(most)) and least <= int(word) <= most
 
 
 def _left(now: Snapshot) -> float:
