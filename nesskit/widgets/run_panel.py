@@ -21,6 +21,7 @@ from nesskit.runs.folder import load_run
 from nesskit.runs.record import Run
 from nesskit.settings import METHOD_SETTINGS, RunSettings
 from nesskit.streams import check_stream
+from nesskit.widgets.keys import OwnKeys
 from nesskit.widgets.live import LiveWidget, picture_bundle, say, stacked, text_line
 from nesskit.widgets.monitor import RunMonitor, RunReader, Snapshot, is_worked_on, time_left
 from nesskit.widgets.picture import new_figure
@@ -92,7 +93,8 @@ class RunPanel(LiveWidget):
             widgets.HBox([self.seeds, self.epochs], layout=widgets.Layout(flex_flow="row wrap")),
         ]
         buttons = widgets.HBox([self.start_button, self.fetch_button])
-        super().__init__([title, *rows, self._summary, self._time, buttons, self._notice, self._table, self._place])
+        parts = [self._summary, self._time, buttons, self._notice, self._table, self._place, OwnKeys()]
+        super().__init__([title, *rows, *parts])
         self.add_class("nk-run-panel")
         self._check_data()
         self._changed()
@@ -239,12 +241,12 @@ class RunPanel(LiveWidget):
             self._watch_run(run_folder(before[-1], self.runs))
 
     def _watch_run(self, run: Path | RunProcess) -> None:
-        if self.monitor is not None:
-            self.monitor.close()
-        self.monitor = RunMonitor(run, device=self.device.value, interval=self.interval)
+        before, self.monitor = self.monitor, RunMonitor(run, device=self.device.value, interval=self.interval)
         self.monitor.stop_button.on_click(lambda _: self._pause(True))
         self.monitor.resume_button.on_click(lambda _: self._pause(False))
         self._place.children = (self.monitor,)
+        if before is not None:
+            before.close()  # only now: its place is never empty
 
     def _check_data(self) -> None:
         try:

@@ -76,9 +76,8 @@ def test_run_all_shows_everything_and_no_error(browser, server, path):
         for widget in page.locator(".jp-OutputArea-output > .jupyter-widgets").all():
             assert widget.bounding_box()["height"] > 40
         assert page.get_by_text("Error displaying widget").count() == 0
-        canvases = page.locator(".jupyter-matplotlib-canvas-div canvas").all()
-        for canvas in canvases[::2]:  # above each lies one for the mouse
-            settle(page, lambda canvas=canvas: shades(canvas) > 20)
+        for picture in page.locator(".nk-picture img").all():
+            settle(page, lambda picture=picture: shades(picture) > 20)
         assert page.locator(".jp-RenderedImage img").count() == 0  # JupyterLab takes no description for these
         for picture in page.locator(".jp-RenderedHTML img").all():
             assert picture.evaluate("image => image.complete && image.naturalWidth > 50")
