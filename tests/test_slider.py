@@ -1,4 +1,4 @@
-"""The slider's half in the kernel: values beyond its bounds are refused by name; the browser's half has its own test."""
+"""The slider's half in the kernel: what it has not is refused by name; the browser's half is tested in a browser."""
 
 import math
 
@@ -32,6 +32,6 @@ def test_the_bounds_of_a_logarithmic_slider_are_exponents(value, fits):
         slider.value = value
         assert slider.value == value
     else:
-        with pytest.raises(TraitError, match="^ε must be a number from 0.001 to 1, got"):
+        with pytest.raises(TraitError, match=r"^ε must be a number from 0\.001 to 1, got"):
             slider.value = value
         assert slider.value == 0.03
