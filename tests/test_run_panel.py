@@ -61,7 +61,7 @@ def no_data(tmp_path, monkeypatch):
 def test_it_begins_with_the_preset_and_follows_what_is_chosen():
     panel = RunPanel("split-cifar100")
     assert panel.settings() == [configure("split-cifar100", seed=1)]
-    panel.preset.value, panel.method.value, panel.seeds.value = "paper-sam", "finetune", "2 37,2"
+    panel.preset.value, panel.method.value, panel.seeds.value = "paper-sam", "finetune", "2 37"
     assert panel.settings() == [configure("split-cifar100", "finetune", "paper-sam", s) for s in (2, 37)]
     assert "SAM on task 1" in said(panel._summary)
     assert {name for _, name in panel.method.options} == set(METHOD_SETTINGS)
@@ -82,11 +82,15 @@ def test_epochs_follow_the_preset_until_they_are_chosen():
     assert "reduced run" in said(panel._summary)
 
 
-@pytest.mark.parametrize("seeds", ["", "one", "1.5", "-1", "1e3", "²"])
+@pytest.mark.parametrize(
+    "seeds", ["", "one", "1.5", "-1", "1e3", "²", "٣", "1,,2", "1, 2,", "1; 2", str(2**63), "1" + 5000 * "0"]
+)
 def test_seeds_that_make_no_sense_are_refused(panel, seeds):
     panel.seeds.value = seeds
     assert panel.start_button.disabled
-    assert "whole numbers" in said(panel._notice)
+    assert said(panel._notice).startswith("seeds must be whole numbers from 0 to 9223372036854775807")
+    assert said(panel._notice).endswith(f"such as 1, 2, 3, got '{seeds}'")
+    assert panel.seeds.value == seeds  # what was typed stays, to be corrected
     panel.start()
     assert panel.monitor is None
     panel.seeds.value = "3"
@@ -94,7 +98,17 @@ def test_seeds_that_make_no_sense_are_refused(panel, seeds):
     assert said(panel._notice) == ""
 
 
-@pytest.mark.parametrize("epochs", ["", "ten", "3.7", "0,5", "0", "-1", "1e9", "1000000000", "²"])
+def test_a_seed_that_stands_twice_is_refused(panel):
+    panel.seeds.value = "1, 2, 01"
+    assert panel.start_button.disabled
+    assert said(panel._notice) == "seed 1 stands more than once in '1, 2, 01': name each seed once"
+    panel.seeds.value = f"0, {2**63 - 1}"
+    assert [settings.seed for settings in panel.settings()] == [0, 2**63 - 1]
+
+
+@pytest.mark.parametrize(
+    "epochs", ["", "ten", "3.7", "0,5", "0", "-1", "1e9", "1000000000", "²", "٣", "1" + 5000 * "0"]
+)
 def test_epochs_that_make_no_sense_are_refused(panel, epochs):
     panel.epochs.value = epochs
     assert panel.start_button.disabled

@@ -25,6 +25,7 @@ from nesskit.runs import metrics
 from nesskit.runs.folder import STOP, RunFolder
 from nesskit.runs.record import EpochRecord, Run
 from nesskit.settings import RunSettings
+from nesskit.widgets.keys import OwnKeys
 from nesskit.widgets.live import LiveWidget, beside, picture_bundle, say, text_line
 from nesskit.widgets.picture import DPI, LivePicture, new_figure
 from nesskit.widgets.process import EventFollower, RunProcess
@@ -243,8 +244,8 @@ class RunMonitor(LiveWidget):
         controls = widgets.HBox(parts, layout={"flex_flow": "row wrap"})
         pictures = widgets.HBox([self._plots.history, self._plots.matrix], layout={"flex_flow": "row wrap"})
         for picture, (width, _) in zip(pictures.children, (HISTORY, MATRIX), strict=True):
-            picture.layout.flex = f"1 1 {2 / 3 * width * DPI:.0f}px"  # narrower, they stand below each other
-        super().__init__([self._status, controls, self._notice, pictures])
+            picture.layout.flex = f"{width} 1 {2 / 3 * width * DPI:.0f}px"  # narrower, they stand below each other
+        super().__init__([self._status, controls, self._notice, pictures, OwnKeys()])
         self.add_class("nk-monitor")
         self.refresh()
         self._watch()

@@ -21,6 +21,7 @@ from nesskit.runs.folder import load_run
 from nesskit.runs.record import Run
 from nesskit.settings import METHOD_SETTINGS, RunSettings
 from nesskit.streams import check_stream
+from nesskit.widgets.keys import OwnKeys
 from nesskit.widgets.live import LiveWidget, picture_bundle, say, stacked, text_line
 from nesskit.widgets.monitor import RunMonitor, RunReader, Snapshot, is_worked_on, time_left
 from nesskit.widgets.picture import new_figure
@@ -30,6 +31,7 @@ from nesskit.widgets.run_time import Stopwatch
 DEVICES = (("automatic: a GPU if there is one", "auto"), ("CPU", "cpu"), ("GPU (CUDA)", "cuda"))
 WIDE = {"description_width": "4.5em"}
 MOST_EPOCHS = 100_000
+MOST_SEED = 2**63 - 1  # of a run's settings
 
 
 class RunPanel(LiveWidget):
@@ -91,7 +93,8 @@ class RunPanel(LiveWidget):
             widgets.HBox([self.seeds, self.epochs], layout=widgets.Layout(flex_flow="row wrap")),
         ]
         buttons = widgets.HBox([self.start_button, self.fetch_button])
-        super().__init__([title, *rows, self._summary, self._time, buttons, self._notice, self._table, self._place])
+        parts = [self._summary, self._time, buttons, self._notice, self._table, self._place, OwnKeys()]
+        super().__init__([title, *rows, *parts])
         self.add_class("nk-run-panel")
         self._check_data()
         self._changed()
@@ -238,12 +241,12 @@ class RunPanel(LiveWidget):
             self._watch_run(run_folder(before[-1], self.runs))
 
     def _watch_run(self, run: Path | RunProcess) -> None:
-        if self.monitor is not None:
-            self.monitor.close()
-        self.monitor = RunMonitor(run, device=self.device.value, interval=self.interval)
+        before, self.monitor = self.monitor, RunMonitor(run, device=self.device.value, interval=self.interval)
         self.monitor.stop_button.on_click(lambda _: self._pause(True))
         self.monitor.resume_button.on_click(lambda _: self._pause(False))
         self._place.children = (self.monitor,)
+        if before is not None:
+            before.close()  # only now: its place is never empty
 
     def _check_data(self) -> None:
         try:
@@ -393,19 +396,31 @@ def _cell(kind: str, text: str, scope: str = "") -> str:
 
 
 def _seeds(text: str) -> list[int]:
-    """``1, 2, 3`` as numbers, each once."""
-    words = text.replace(",", " ").split()
-    if not words or not all(word.isdecimal() for word in words):
-        raise SettingsError(f"seeds must be whole numbers with commas between them, such as 1, 2, 3, got '{text}'")
-    return list(dict.fromkeys(int(word) for word in words))
+    """``1, 2, 3`` as numbers."""
+    words = [word for part in text.split(",") for word in part.split() or [""]]
+    if not all(_is_whole_number(word, 0, MOST_SEED) for word in words):
+        raise SettingsError(
+            f"seeds must be whole numbers from 0 to {MOST_SEED} with one comma between two of them, such as 1, 2, 3, "
+            f"got '{text}'"
+        )
+    seeds = [int(word) for word in words]
+    twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+    if twice is not None:
+        raise SettingsError(f"seed {twice} stands more than once in '{text}': name each seed once")
+    return seeds
 
 
 def _epochs(text: str) -> int:
     """``20`` as a number."""
     word = text.strip()
-    if not (word.isascii() and word.isdecimal() and 1 <= int(word) <= MOST_EPOCHS):
+    if not _is_whole_number(word, 1, MOST_EPOCHS):
         raise SettingsError(f"epochs must be a whole number from 1 to {MOST_EPOCHS}, such as 20, got '{text}'")
     return int(word)
+
+
+def _is_whole_number(word: str, least: int, most: int) -> bool:
+    """Whether ``word`` consists of the digits 0 to 9 alone and names such a number; int() itself fails on thousands."""
+    return word.isascii() and word.isdecimal() and len(word) <= len(str(most)) and least <= int(word) <= most
 
 
 def _left(now: Snapshot) -> float:

@@ -29,8 +29,10 @@ from nesskit.plots.drawing import tidy
 from nesskit.spectra.filters import FrobeniusThreshold, Threshold
 from nesskit.spectra.moment import Moment
 from nesskit.spectra.spectrum import Spectrum
+from nesskit.widgets.keys import OwnKeys
 from nesskit.widgets.live import picture_bundle, say, stacked, text_line
 from nesskit.widgets.picture import DPI, LivePicture, new_figure
+from nesskit.widgets.slider import Slider
 
 Array = NDArray[np.float64]
 
@@ -167,7 +169,7 @@ class SubspaceViewer(widgets.VBox):
         half = {"flex": "1 1 320px", "min_width": "0", "max_width": f"{WIDTH * DPI:.0f}px"}
         both = [widgets.VBox(column, layout=half) for column in (left, right)]
         columns = widgets.HBox(both, layout={"flex_flow": "row wrap"})
-        super().__init__([columns])
+        super().__init__([columns, OwnKeys()])
         self.add_class("nk-subspace")
         self._show_rank()
         self._show_direction()
@@ -197,21 +199,18 @@ class SubspaceViewer(widgets.VBox):
 
     def _controls(self) -> None:
         d = len(self.spectrum)
-        wide: dict[str, Any] = {"layout": {"width": "98%"}, "style": {"description_width": "7em"}}
-        self.direction = widgets.IntSlider(d, 1, d, description="direction i", **wide)
+        self.direction = Slider(value=d, min=1, max=d, step=1, whole=True, description="direction i")
         self.direction.tooltip = "A direction of the input space, 1 for the largest singular value"
         smallest = self._rule.eps_to_free(self.spectrum).cpu().numpy()
         positive = smallest[smallest > ROUND_OFF * smallest[0]]
         start, step = math.log10(self._rule.eps), 0.02
         low = start - step * math.ceil((start - math.floor(math.log10(min([*positive, self._rule.eps])))) / step)
         high = start + step * math.ceil(max(0.0, -start) / step)  # the browser rounds to steps from low: start is one
-        self.eps = widgets.FloatLogSlider(self._rule.eps, min=low, max=high, step=step, description="ε", **wide)
+        self.eps = Slider(value=self._rule.eps, min=low, max=high, step=step, log=True, description="ε")
         self.eps.tooltip = f"Directions with σ at most ε times the scale of the {self._rule.name} rule are free"
-        self.image = widgets.IntSlider(1, 1, len(self.x), description="image", **wide)
+        self.image = Slider(value=1, min=1, max=len(self.x), step=1, whole=True, description="image")
         self.image.tooltip = "The input that is split into its occupied and its free part"
-        self.size = widgets.FloatSlider(
-            0.0, min=SIZES[0], max=SIZES[-1], step=SIZES[1], description="size a", readout_format=".2f", **wide
-        )
+        self.size = Slider(value=0, min=SIZES[0], max=SIZES[-1], step=SIZES[1], description="size a")
         self.size.tooltip = "Length of the change of the first layer's weights over their own length"
         first, last = (
             widgets.Button(description=text, layout={"width": "auto"}) for text in ("most occupied", "most free")

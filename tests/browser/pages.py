@@ -267,14 +267,63 @@ def settle(page, changed, seconds=10, seen=lambda: "", pause=20):
         page.wait_for_timeout(pause)
 
 
-def pixels(page, canvas):
-    """A number for what the first element that matches ``canvas`` looks like."""
-    return hashlib.sha256(page.locator(canvas).first.screenshot()).hexdigest()
+def pixels(page, picture):
+    """A number for what the first element that matches ``picture`` looks like."""
+    return hashlib.sha256(page.locator(picture).first.screenshot()).hexdigest()
 
 
-def shades(canvas):
-    """How many values the pixels of a canvas have; a blank one has a few."""
-    return canvas.evaluate("c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size")
+SHADES = """async image => {
+    await image.decode();
+    const [width, height] = [image.naturalWidth, image.naturalHeight];
+    const pen = Object.assign(document.createElement("canvas"), {width, height}).getContext("2d");
+    pen.drawImage(image, 0, 0);
+    return new Set(pen.getImageData(0, 0, width, height).data).size;
+}"""
+
+
+def shades(picture):
+    """How many values the pixels of an image have; a blank one has a few."""
+    return picture.evaluate(SHADES)
+
+
+THEMES = ("JupyterLab Light", "JupyterLab Dark")
+GRAVE = ("serious", "critical")
+
+
+def use_theme(page, theme):
+    """One of JupyterLab's themes, on the page when this returns."""
+    page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+    settle(page, lambda: page.locator("body").get_attribute("data-jp-theme-name") == theme, 30)
+    page.wait_for_timeout(500)  # colours pass over
+
+
+def axe_findings(page, *parts):
+    """What axe calls serious or critical in what the selectors find, one line each; it fails if they find nothing."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.evaluate("document.body.style.height = '100vh'")  # JupyterLab's has none, and axe takes all in it for hidden
+    inside = {"include": [[part] for part in parts]}
+    said = Axe().run(page, context=inside, options={"resultTypes": ["violations", "passes"]}).response
+    assert said["passes"], f"axe has looked at nothing in {parts}"
+    grave = [violation for violation in said["violations"] if violation["impact"] in GRAVE]
+    return [f"{v['id']}: {node['html'][:200]}" for v in grave for node in v["nodes"]]
+
+
+CUT_OFF = """elements => elements.flatMap(element => {
+    const box = element.getBoundingClientRect();
+    const whole = room => box.left >= room.left - 1 && box.right <= room.right + 1;
+    let by = whole({left: 0, right: innerWidth}) ? "" : "the window";
+    for (let around = element.parentElement; around && !by; around = around.parentElement) {
+        const clips = getComputedStyle(around).overflowX !== "visible";
+        if (clips && !whole(around.getBoundingClientRect())) by = around.className || around.tagName;
+    }
+    return by ? [`${element.outerHTML.slice(0, 80)} by ${by}`] : [];
+})"""
+
+
+def cut_off(page, parts):
+    """What matches the selector and is cut off at its left or right side, and by what."""
+    return page.locator(parts).evaluate_all(CUT_OFF)
 
 
 def is_there(pid):

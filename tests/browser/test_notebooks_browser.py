@@ -4,11 +4,12 @@ import shutil
 
 import nbformat
 import pytest
-from pages import ROOT, in_front, lab, open_page, run_all, settle, shades
+from pages import ROOT, THEMES, axe_findings, in_front, lab, open_page, run_all, settle, shades, use_theme
 
 NOTEBOOKS = sorted(path.relative_to(ROOT / "notebooks") for path in (ROOT / "notebooks").glob("[0-9]*/*.ipynb"))
 SCREENSHOTS = ROOT / "screenshots"
 WHOLE = {"width": 1280, "height": 16_000}  # about the most that a browser draws: one picture shows a whole notebook
+WIDGETS = ".jp-OutputArea-output > .jupyter-widgets"
 SECONDS = 300  # on a machine that is busy with other tests
 
 
@@ -73,17 +74,20 @@ def test_run_all_shows_everything_and_no_error(browser, server, path):
         page.screenshot(path=SCREENSHOTS / f"{path.stem}.png")
         for kind in ("error", "stderr"):
             assert page.locator(f'[data-mime-type="application/vnd.jupyter.{kind}"]').all_inner_texts() == []
-        for widget in page.locator(".jp-OutputArea-output > .jupyter-widgets").all():
+        for widget in page.locator(WIDGETS).all():
             assert widget.bounding_box()["height"] > 40
         assert page.get_by_text("Error displaying widget").count() == 0
-        canvases = page.locator(".jupyter-matplotlib-canvas-div canvas").all()
-        for canvas in canvases[::2]:  # above each lies one for the mouse
-            settle(page, lambda canvas=canvas: shades(canvas) > 20)
+        for picture in page.locator(".nk-picture img").all():
+            settle(page, lambda picture=picture: shades(picture) > 20)
         assert page.locator(".jp-RenderedImage img").count() == 0  # JupyterLab takes no description for these
         for picture in page.locator(".jp-RenderedHTML img").all():
             assert picture.evaluate("image => image.complete && image.naturalWidth > 50")
             assert picture.get_attribute("alt")
-        assert page.errors == []
+        assert page.errors == []  # before axe comes
+        if page.locator(WIDGETS).count():
+            for theme in reversed(THEMES):  # the light one last, as the next notebook begins with what is left
+                use_theme(page, theme)
+                assert axe_findings(page, WIDGETS) == []
     finally:
         page.close()
         server.shut_down_kernels()

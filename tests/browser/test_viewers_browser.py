@@ -3,7 +3,19 @@
 import re
 
 import pytest
-from pages import is_there, lab, open_in_lab, pixels, settle, shades, write_notebook
+from pages import (
+    THEMES,
+    axe_findings,
+    cut_off,
+    is_there,
+    lab,
+    open_in_lab,
+    pixels,
+    settle,
+    shades,
+    use_theme,
+    write_notebook,
+)
 
 from nesskit import FrobeniusThreshold, Limits, run
 
@@ -29,7 +41,7 @@ monitor
 """,
 ]
 VIEWER, MONITOR = ".nk-subspace", ".nk-monitor"
-CANVAS = ".jupyter-matplotlib-canvas-div canvas"
+PICTURE = ".nk-picture img"
 ABOUT = f"{VIEWER} .nk-status [role=status]"
 STATUS = f"{MONITOR} .nk-status [role=status]"
 
@@ -45,7 +57,7 @@ def workspace(browser, tmp_path_factory):
     try:
         server.wait_until_up()
         page = open_in_lab(browser, server, "two.ipynb")
-        page.locator(f"{MONITOR} {CANVAS}").first.wait_for(timeout=90_000)
+        page.locator(f"{MONITOR} {PICTURE}").first.wait_for(timeout=90_000)
         yield page, server
     finally:
         server.stop()
@@ -69,26 +81,26 @@ def about(page):
 
 
 def focus(page, control):
-    handle = page.locator(f"{VIEWER} .nk-{control} [role=slider]")
+    handle = page.locator(f"{VIEWER} .nk-{control} input[type=range]")
     handle.scroll_into_view_if_needed()
     handle.focus()
 
 
 def test_the_most_free_direction_is_shown_first_and_keys_walk_through_the_others(page, ask):
     assert about(page).startswith("Direction 64 of 64 is free")
-    drawn = pixels(page, f"{VIEWER} {CANVAS}")
+    drawn = pixels(page, f"{VIEWER} {PICTURE}")
     focus(page, "direction")
     for _ in range(5):
         page.keyboard.press("ArrowLeft")
     settle(page, lambda: about(page).startswith("Direction 59 of 64"))
     assert ask("viewer.direction.value") == 59
-    settle(page, lambda: pixels(page, f"{VIEWER} {CANVAS}") != drawn)
+    settle(page, lambda: pixels(page, f"{VIEWER} {PICTURE}") != drawn)
 
 
 def test_the_threshold_moves_by_mouse_and_the_free_directions_follow(page, ask):
     before = ask("viewer.rank")
     page.locator(f"{VIEWER} .nk-eps").scroll_into_view_if_needed()
-    box = page.locator(f"{VIEWER} .nk-eps .noUi-base").bounding_box()
+    box = page.locator(f"{VIEWER} .nk-eps input[type=range]").bounding_box()
     page.mouse.click(box["x"] + 0.97 * box["width"], box["y"] + box["height"] / 2)
     split = page.locator(f"{VIEWER} .nk-split [role=status]")
     settle(page, lambda: f"in the {before} free" not in split.inner_text())
@@ -116,10 +128,112 @@ def test_old_predictions_stay_along_the_free_direction_and_break_along_the_occup
         assert shown < before - 20
 
 
+def slider(page, name):
+    return page.locator(VIEWER).get_by_role("slider", name=name, exact=True)
+
+
+def field(page, name):
+    return page.locator(VIEWER).get_by_role("textbox", name=f"{name}, typed", exact=True)
+
+
+def test_a_logarithmic_slider_says_its_value_and_no_exponent(page, ask):
+    before = ask("viewer.eps.value")
+    slider(page, "ε").focus()
+    page.keyboard.press("ArrowLeft")
+    settle(page, lambda: ask("viewer.eps.value") < before)
+    eps = ask("viewer.eps.value")
+    assert eps == pytest.approx(before / 10**0.02)
+    for said in (slider(page, "ε").get_attribute("aria-valuetext"), field(page, "ε").input_value()):
+        assert float(said) == pytest.approx(eps, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("control", "name", "text", "sentence"),
+    [
+        ("direction", "direction i", "65", "direction i must be a whole number from 1 to 64, got '65'"),
+        ("direction", "direction i", "3.7", "direction i must be a whole number from 1 to 64, got '3.7'"),
+        ("direction", "direction i", "", "direction i must be a whole number from 1 to 64, got ''"),
+        ("image", "image", "0", "image must be a whole number from 1 to 497, got '0'"),
+        ("size", "size a", "2.5", "size a must be a number from 0.00 to 2.00 in steps of 0.05, got '2.5'"),
+        ("size", "size a", "0.33", "size a must be a number from 0.00 to 2.00 in steps of 0.05, got '0.33'"),
+        ("eps", "ε", "0,02", "such as 0.0300, got '0,02'"),
+        ("eps", "ε", "-1", "such as 0.0300, got '-1'"),
+        ("eps", "ε", "1e9", "such as 0.0300, got '1e9'"),
+    ],
+)
+def test_what_is_typed_wrongly_is_said_and_changes_nothing(page, ask, control, name, text, sentence):
+    before = ask(f"viewer.{control}.value")
+    field(page, name).fill(text)
+    field(page, name).press("Enter")
+    problem = page.locator(f"{VIEWER} .nk-{control} [role=alert]")
+    settle(page, lambda: problem.inner_text().endswith(sentence), 10, problem.inner_text)
+    assert field(page, name).input_value() == text  # what was typed stays, to be corrected
+    assert field(page, name).get_attribute("aria-invalid") == "true"
+    page.wait_for_timeout(200)
+    assert ask(f"viewer.{control}.value") == before
+    slider(page, name).focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("End")
+    settle(page, lambda: problem.inner_text() == "")
+    most = ask(f"10 ** viewer.{control}.max if viewer.{control}.log else viewer.{control}.max")
+    settle(page, lambda: ask(f"viewer.{control}.value") == pytest.approx(most))
+    assert field(page, name).get_attribute("aria-invalid") == "false"
+
+
+def test_values_can_be_typed(page, ask):
+    typed = {
+        "direction i": ("direction", "7"),
+        "image": ("image", "30"),
+        "size a": ("size", "0.35"),
+        "ε": ("eps", "0.0123"),
+    }
+    for name, (control, text) in typed.items():
+        field(page, name).fill(text)
+        field(page, name).press("Enter")
+        settle(page, lambda control=control, text=text: ask(f"viewer.{control}.value") == float(text))
+        assert slider(page, name).get_attribute("aria-valuetext") == field(page, name).input_value()
+    settle(page, lambda: about(page).startswith("Direction 7 of 64"))
+    assert "size a = 0.35" in about(page)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_everybody_can_use_both(page, theme):
+    use_theme(page, theme)
+    field(page, "image").fill("no number")
+    field(page, "image").press("Enter")
+    page.locator(f"{VIEWER} .nk-image [role=alert]").get_by_text("whole number").wait_for()
+    assert axe_findings(page, VIEWER, MONITOR) == []
+    field(page, "image").fill("1")
+    field(page, "image").press("Enter")
+
+
+def test_axe_sees_a_slider_and_a_picture_without_a_name(page):
+    label, picture = page.locator(f"{VIEWER} .nk-eps label"), page.locator(f"{MONITOR} img").first
+    name, alt = label.get_attribute("for"), picture.get_attribute("alt")
+    assert name
+    assert alt
+    label.evaluate("label => label.removeAttribute('for')")
+    picture.evaluate("picture => picture.removeAttribute('alt')")
+    kinds = {finding.partition(":")[0] for finding in axe_findings(page, VIEWER, MONITOR)}
+    label.evaluate("(label, name) => label.setAttribute('for', name)", name)
+    picture.evaluate("(picture, alt) => picture.setAttribute('alt', alt)", alt)
+    assert {"label", "image-alt"} <= kinds
+
+
+@pytest.mark.parametrize("width", [700, 800, 1280, 1600])
+def test_nothing_is_cut_off_at_any_width(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_timeout(500)
+    for widget, pictures in ((VIEWER, 3), (MONITOR, 2)):
+        assert page.locator(f"{widget} {PICTURE}").count() == pictures
+        assert cut_off(page, f"{widget} :is(img, button, input, label, [role=status]):visible") == []
+    page.set_viewport_size({"width": 1280, "height": 1250})
+
+
 def test_a_stopped_run_goes_on_fills_the_matrix_and_stops_again(page, ask):
     status = page.locator(STATUS)
     assert status.inner_text().startswith("Stopped")
-    drawn = pixels(page, f"{MONITOR} {CANVAS}")
+    drawn = pixels(page, f"{MONITOR} {PICTURE}")
     page.locator(f"{MONITOR} .nk-resume").click()
     settle(page, lambda: status.inner_text().startswith("Running"), 60)
     pid = ask("monitor.process.pid")
@@ -128,7 +242,7 @@ def test_a_stopped_run_goes_on_fills_the_matrix_and_stops_again(page, ask):
     learned = ask("[float(v) for v in monitor.snapshot.accuracy[2, :3]]")
     assert all(0 < value <= 100 for value in learned)
     assert ask("monitor._plots.numbers[2][2].get_text()") == f"{learned[2]:.1f}"
-    assert pixels(page, f"{MONITOR} {CANVAS}") != drawn
+    assert pixels(page, f"{MONITOR} {PICTURE}") != drawn
     assert re.search(r"about \d+ (s|min)", status.inner_text())
     page.locator(f"{MONITOR} .nk-stop").click()
     settle(page, lambda: status.inner_text().startswith("Stopped"), 30)
@@ -138,6 +252,6 @@ def test_a_stopped_run_goes_on_fills_the_matrix_and_stops_again(page, ask):
 
 def test_no_output_is_empty(page):
     for widget in (VIEWER, MONITOR):
-        for canvas in page.locator(f"{widget} {CANVAS}").all()[::2]:  # the second of two lies above, for the mouse
-            canvas.scroll_into_view_if_needed()
-            settle(page, lambda canvas=canvas: shades(canvas) > 20)
+        for picture in page.locator(f"{widget} {PICTURE}").all():
+            picture.scroll_into_view_if_needed()
+            settle(page, lambda picture=picture: shades(picture) > 20)
