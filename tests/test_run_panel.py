@@ -98,6 +98,12 @@ def test_seeds_that_make_no_sense_are_refused(panel, seeds):
     assert said(panel._notice) == ""
 
 
+def test_the_smallest_and_the_largest_seed_are_taken(panel):
+    panel.seeds.value = f"0, {2**63 - 1}"
+    assert [settings.seed for settings in panel.settings()] == [0, 2**63 - 1]
+    assert said(panel._notice) == ""
+
+
 @pytest.mark.parametrize(
     "epochs", ["", "ten", "3.7", "0,5", "0", "-1", "1e9", "1000000000", "²", "٣", "1" + 5000 * "0"]
 )

@@ -20,7 +20,6 @@ STATUS = f"{PANEL} .nk-status [role=status]"
 EPOCHS = "epochs must be a whole number from 1 to 100000, such as 20, got "
 SEEDS = "seeds must be whole numbers from 0 to 9223372036854775807 with one comma between two of them, "
 SEEDS += "such as 1, 2, 3, got "
-TWICE = "seed 1 stands more than once in "
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +78,7 @@ def typed(page, name, text):
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [("epochs", text, f"{EPOCHS}'{text}'") for text in ("1e9", "3.7", "0,02", "0", "-1", "")]
-    + [("seeds", text, f"{SEEDS}'{text}'") for text in ("1,,2", "1.5", "-1", "", "1e3", "9223372036854775808")]
-    + [("seeds", "1,1", f"{TWICE}'1,1': name each seed once")],
+    + [("seeds", text, f"{SEEDS}'{text}'") for text in ("1,,2", "1.5", "-1", "", "1e3", "9223372036854775808")],
 )
 def test_what_makes_no_sense_is_said_and_waits_to_be_corrected(page, name, text, sentence):
     start, notice = page.locator(f"{PANEL} .nk-start"), page.locator(f"{PANEL} .nk-notice")
