@@ -34,6 +34,7 @@ from reporting import done, of_matrices, print_table
 
 import nesskit
 from nesskit import FrobeniusThreshold
+from nesskit.methods import make_method
 from nesskit.runs.comparison import Estimate, count_text
 from nesskit.runs.environment import current_commit
 from nesskit.runs.events import EpochFinished
@@ -153,7 +154,7 @@ def measure_step(order: Mapping[str, Any]) -> None:
     settings = nesskit.configure(BENCHMARK, order["method"], order["preset"], **order["changes"], epochs=1)
     stream = nesskit.load_stream(BENCHMARK, settings.seed).first(2)
     model = nesskit.build_model(stream, settings.network, settings.seed)
-    method = nesskit.methods.make_method(settings.method, settings.options)
+    method = make_method(settings.method, settings.options)
     epochs: list[float] = []
     nesskit.fit(
         model,
