@@ -79,10 +79,8 @@ class RunReader:
     def __init__(self, folder: Path | str) -> None:
         self.folder = RunFolder(folder)
         self.run: Run | None = None
-        self._stamps: tuple[_Stamp | None, _Stamp | None] = (
-            None,
-            None,
-        )  # of the record and of the events, as they were last read
+        # Of the record and of the events, as they were last read.
+        self._stamps: tuple[_Stamp | None, _Stamp | None] = (None, None)
         self._forget_events()
 
     def read(self, own_child: bool = False) -> Snapshot:
