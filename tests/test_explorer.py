@@ -35,7 +35,7 @@ from nesskit.methods import NESS
 from nesskit.plots import contrast
 from nesskit.runs.results import load_result, record_run
 from nesskit.settings import NESSSettings, TrainingSettings
-from nesskit.widgets import ThresholdExplorer
+from nesskit.widgets import RunPanel, ThresholdExplorer
 from nesskit.widgets.explorer.page import explorer_page, write_page
 from nesskit.widgets.explorer.source import find_runs, load_source
 from nesskit.widgets.explorer.state import State
@@ -197,6 +197,10 @@ def test_on_colab_it_names_the_manager_that_can_show_it(explorer, monkeypatch):
     bundle, metadata = explorer._repr_mimebundle_()
     view = "application/vnd.jupyter.widget-view+json"
     assert bundle[view]["model_id"] == explorer.model_id
+    assert metadata == {view: {"colab": {"custom_widget_manager": {"url": manager}}}}
+    panel = RunPanel("split-digits")  # as every widget of ours
+    bundle, metadata = panel._repr_mimebundle_()
+    assert bundle[view]["model_id"] == panel.model_id
     assert metadata == {view: {"colab": {"custom_widget_manager": {"url": manager}}}}
     ThresholdExplorer([])
     assert asked == [True]  # by the first widget, without a word in a notebook

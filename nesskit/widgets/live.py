@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,12 +18,16 @@ from nesskit.plots import picture_html
 from nesskit.widgets.picture import DPI
 
 
-def picture_bundle(bundle: dict[str, Any], text: str, alt: str, png: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a widget displays itself as, and no metadata: beside the live view a line of text and a picture.
+def picture_bundle(
+    bundle: dict[str, Any], text: str, alt: str, png: bytes, part: anywidget.AnyWidget
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a widget displays itself as: beside the live view a line of text and a picture.
 
+    The metadata are those of a ``part`` of it, which on Colab say who can show an anywidget; elsewhere there are none.
     Pages that run no widgets (a repository's web view, nbconvert, paper) show the picture, and read out ``alt``.
     """
-    return {**bundle, "text/plain": text, "text/html": picture_html(png, alt)}, {}
+    _, metadata = part._repr_mimebundle_()  # type: ignore[misc]
+    return {**bundle, "text/plain": text, "text/html": picture_html(png, alt)}, metadata
 
 
 def stacked(figures: Sequence[Figure]) -> bytes:

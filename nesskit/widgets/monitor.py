@@ -240,10 +240,11 @@ class RunMonitor(LiveWidget):
             part.add_class(f"nk-{name}")
         parts = [self.stop_button, self.resume_button, self._bar, self._count]
         controls = widgets.HBox(parts, layout={"flex_flow": "row wrap"})
+        self._keys = OwnKeys()
         pictures = widgets.HBox([self._plots.history, self._plots.matrix], layout={"flex_flow": "row wrap"})
         for picture, (width, _) in zip(pictures.children, (HISTORY, MATRIX), strict=True):
             picture.layout.flex = f"{width} 1 {2 / 3 * width * DPI:.0f}px"  # narrower, they stand below each other
-        super().__init__([self._status, controls, self._notice, pictures, OwnKeys()])
+        super().__init__([self._status, controls, self._notice, pictures, self._keys])
         self.add_class("nk-monitor")
         self.refresh()
         self._watch()
@@ -312,7 +313,8 @@ class RunMonitor(LiveWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         alt = "The run so far: loss and learning rate by epoch, the accuracy matrix, how much each task was forgotten."
-        return picture_bundle(super()._repr_mimebundle_(**kwargs), "Run monitor", alt, self._plots.png())
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return picture_bundle(bundle, "Run monitor", alt, self._plots.png(), self._keys)
 
 
 class RunFigure:

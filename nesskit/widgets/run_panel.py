@@ -93,7 +93,8 @@ class RunPanel(LiveWidget):
             widgets.HBox([self.seeds, self.epochs], layout=widgets.Layout(flex_flow="row wrap")),
         ]
         buttons = widgets.HBox([self.start_button, self.fetch_button])
-        parts = [self._summary, self._time, buttons, self._notice, self._table, self._place, OwnKeys()]
+        self._keys = OwnKeys()
+        parts = [self._summary, self._time, buttons, self._notice, self._table, self._place, self._keys]
         super().__init__([title, *rows, *parts])
         self.add_class("nk-run-panel")
         self._check_data()
@@ -370,9 +371,10 @@ class RunPanel(LiveWidget):
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle, text = super()._repr_mimebundle_(**kwargs), f"Run panel for {self.benchmark.name}"
         if self.monitor is None:
-            return picture_bundle(bundle, text, f"A card with what can be run: {text}.", stacked([self._card()]))
+            alt = f"A card with what can be run: {text}."
+            return picture_bundle(bundle, text, alt, stacked([self._card()]), self._keys)
         alt = "The run so far: loss and learning rate by epoch, the accuracy matrix, how much each task was forgotten."
-        return picture_bundle(bundle, text, alt, self.monitor._plots.png())
+        return picture_bundle(bundle, text, alt, self.monitor._plots.png(), self._keys)
 
     def _card(self) -> Figure:
         """What stands in the panel's place where no widget can run."""

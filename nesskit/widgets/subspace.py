@@ -169,7 +169,8 @@ class SubspaceViewer(widgets.VBox):
         half = {"flex": "1 1 320px", "min_width": "0", "max_width": f"{WIDTH * DPI:.0f}px"}
         both = [widgets.VBox(column, layout=half) for column in (left, right)]
         columns = widgets.HBox(both, layout={"flex_flow": "row wrap"})
-        super().__init__([columns, OwnKeys()])
+        self._keys = OwnKeys()
+        super().__init__([columns, self._keys])
         self.add_class("nk-subspace")
         self._show_rank()
         self._show_direction()
@@ -270,7 +271,8 @@ class SubspaceViewer(widgets.VBox):
         alt = "Directions of the inputs as images, from the most to the least used, and an input split into its parts."
         figures = [self._directions.figure, self._parts.figure]
         figures += [] if self._trial is None else [self._outcome.figure]
-        return picture_bundle(super()._repr_mimebundle_(**kwargs), "Subspace viewer", alt, stacked(figures))
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return picture_bundle(bundle, "Subspace viewer", alt, stacked(figures), self._keys)
 
 
 class Trial:

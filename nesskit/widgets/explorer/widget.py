@@ -152,9 +152,7 @@ class ThresholdExplorer(widgets.VBox):
         curves = self._curves(self.state) if self.source is not None else None
         picture = still_picture(curves, self.state)
         alt = "No run to show yet." if curves is None else ALT
-        bundle, _ = picture_bundle(super()._repr_mimebundle_(**kwargs), "ThresholdExplorer", alt, picture)
-        _, metadata = self.view._repr_mimebundle_(**kwargs)  # type: ignore[misc]
-        return bundle, metadata  # which says on Colab who can show an anywidget
+        return picture_bundle(super()._repr_mimebundle_(**kwargs), "ThresholdExplorer", alt, picture, self.view)
 
     # What is chosen
 
